@@ -1,0 +1,1 @@
+"""The packaged recipes: one YAML per runnable configuration, read as ``vitembed.configs``."""

@@ -1,0 +1,1 @@
+"""Vectors at rest: the SQLite truth, the FAISS cache, search and its pictures."""

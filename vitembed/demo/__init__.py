@@ -1,0 +1,1 @@
+"""A small real data set and the tour that make demo gives."""

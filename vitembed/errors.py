@@ -1,0 +1,61 @@
+"""What can go wrong because of what the user gave us: one line each, no traceback.
+
+A ``VitembedError`` is a user's mistake or a bad file; the command line prints it as one line and exits with 1.
+Anything else that is raised is our bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import os
+
+
+class VitembedError(Exception):
+    """A problem the user can mend. The message says what was got, what is expected and what to do."""
+
+
+class ConfigError(VitembedError):
+    """A configuration that cannot be used: unknown key, wrong type, contradicting values."""
+
+
+class DataError(VitembedError):
+    """Input that holds nothing usable: no images, no labels, a vector file that is not one."""
+
+
+class ModelError(VitembedError):
+    """A model folder or weights file that cannot be used."""
+
+
+class CollectionError(VitembedError):
+    """A collection (index) that is absent, damaged, locked or of another format."""
+
+
+class MismatchError(CollectionError):
+    """Vectors of different encoders were about to meet."""
+
+
+class TrainingError(VitembedError):
+    """A training run that cannot go on, as on a non-finite loss."""
+
+
+class BadImage(VitembedError):
+    """An image that cannot be decoded.
+
+    Args:
+        path: Where the image is, as ``os.fsdecode`` gives it (may hold surrogate escapes).
+        reason: One short phrase, such as ``truncated``, ``zero bytes``, ``not an image``.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"{printable(path)}: {reason}")
+        self.path = path
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[BadImage], tuple[str, str]]:
+        """Cross process borders whole."""
+        return (BadImage, (self.path, self.reason))
+
+
+def printable(path: str | os.PathLike[str]) -> str:
+    """The path as text that any terminal takes: undecodable bytes and newlines are shown escaped."""
+    text = os.fspath(path)
+    return text.encode("utf-8", "backslashreplace").decode("utf-8").replace("\n", "\\n").replace("\r", "\\r")

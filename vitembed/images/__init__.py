@@ -1,0 +1,1 @@
+"""Files to pixels: finding, decoding, preprocessing, caching and augmenting images."""

@@ -1,0 +1,1 @@
+"""Pixels to tokens: the vision transformer, its folder on disk and the encoder around it."""

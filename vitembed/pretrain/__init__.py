@@ -1,0 +1,1 @@
+"""How the encoder learns without labels. The only room that imports Lightning."""

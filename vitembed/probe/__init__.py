@@ -1,0 +1,1 @@
+"""What vectors are worth: k-NN and linear probes on frozen embeddings."""
