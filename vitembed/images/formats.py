@@ -1,0 +1,190 @@
+"""Which image format a file holds, told by its first bytes and never by its name.
+
+Only raster formats that Pillow decodes in-process are named: EPS and WMF (they start another program), PDF, SVG and
+video are no images here. TGA alone has no magic bytes, so its header is believed only under a TGA suffix.
+"""
+# ruff: noqa: PTH122
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Callable
+from typing import BinaryIO
+
+from vitembed.errors import BadImage
+
+HEAD_BYTES = 512
+"""How much of a file is read to tell its format."""
+
+IMAGE_SUFFIXES = frozenset(
+    """
+    .jpg .jpeg .jpe .jfif .mpo .png .apng .webp .avif .avifs .gif .tif .tiff .bmp .dib .ppm .pgm .pbm .pnm .pfm .ico
+    .cur .jp2 .j2k .jpc .jpf .jpx .jpm .mj2 .icns .qoi .tga .icb .vda .vst .dds .pcx .dcx .sgi .rgb .rgba .bw .ras .psd
+    .xbm .xpm .blp .ftc .ftu .msp .fits .fit .heic .heif .hif .jxl
+    """.split()  # noqa: SIM905
+)
+"""Lower-case suffixes by which a name claims to be an image; such a file without image content is a bad image."""
+
+_TGA_SUFFIXES = frozenset({".tga", ".icb", ".vda", ".vst"})
+_HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
+
+
+def claims_image(path: str) -> bool:
+    """Whether the file's suffix says that it is an image."""
+    return os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES
+
+
+def open_regular(path: str) -> BinaryIO:
+    """Open a regular file for reading; never waits, as opening a named pipe would.
+
+    Raises:
+        BadImage: If the file is gone, unreadable or not a regular file.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+    try:
+        descriptor = os.open(path, flags)
+    except (OSError, ValueError) as error:
+        raise BadImage(path, explain_os_error(error)) from error
+    try:
+        regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
+    except OSError as error:
+        os.close(descriptor)
+        raise BadImage(path, explain_os_error(error)) from error
+    if not regular:
+        os.close(descriptor)
+        raise BadImage(path, "not a regular file")
+    return os.fdopen(descriptor, "rb")
+
+
+def explain_os_error(error: OSError | ValueError) -> str:
+    """One short phrase for a file that cannot be opened or read."""
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    if isinstance(error, PermissionError):
+        return "permission denied"
+    if isinstance(error, OSError) and error.strerror:
+        return f"cannot be read ({error.strerror.lower()})"
+    return "cannot be read"
+
+
+def sniff(path: str) -> str | None:
+    """Pillow's name of the format that the file holds ("JPEG", "PNG", "HEIF", ...), or None if it is no image.
+
+    Raises:
+        BadImage: If the file cannot be read or has zero bytes.
+    """
+    with open_regular(path) as file:
+        return sniff_file(file, path)
+
+
+def sniff_file(file: BinaryIO, path: str) -> str | None:
+    """As ``sniff``, of an open file; leaves it rewound to its start."""
+    try:
+        head = file.read(HEAD_BYTES)
+        file.seek(0)
+    except OSError as error:
+        raise BadImage(path, explain_os_error(error)) from error
+    if not head:
+        raise BadImage(path, "zero bytes")
+    name = format_of(head)
+    if name is None and os.path.splitext(path)[1].lower() in _TGA_SUFFIXES and _is_tga(head):
+        return "TGA"
+    return name
+
+
+def format_of(head: bytes) -> str | None:
+    """Name the format whose file starts with these bytes, or None."""
+    for magic, name in _MAGIC:
+        if head.startswith(magic):
+            return name
+    if head[4:8] == b"ftyp":
+        return _iso_media_format(head)
+    for name, looks_like in _LOOKS_LIKE:
+        if looks_like(head):
+            return name
+    return None
+
+
+def _iso_media_format(head: bytes) -> str | None:
+    # The brands that follow tell AVIF and HEIF from the videos that share the container.
+    box = head[8 : min(len(head), max(16, int.from_bytes(head[:4], "big")))]
+    brands = {box[0:4], *(box[i : i + 4] for i in range(8, len(box), 4))}
+    if brands & {b"avif", b"avis"}:
+        return "AVIF"
+    return "HEIF" if brands & _HEIF_BRANDS else None
+
+
+def _is_bmp(head: bytes) -> bool:
+    return head[:2] == b"BM" and int.from_bytes(head[14:18], "little") in (12, 16, 40, 52, 56, 64, 108, 124)
+
+
+def _is_icon(head: bytes) -> bool:
+    # Type 1 is ICO, 2 is CUR; an uncompressed TGA starts alike but has no entries.
+    return head[:2] == b"\0\0" and head[2:4] in (b"\1\0", b"\2\0") and head[4:6] != b"\0\0" and head[9:10] == b"\0"
+
+
+def _is_pcx(head: bytes) -> bool:
+    return len(head) >= 128 and head[0] == 10 and head[1] in (0, 2, 3, 5) and head[2] <= 1 and head[3] in (1, 2, 4, 8)
+
+
+def _is_sgi(head: bytes) -> bool:
+    return head[:2] == b"\x01\xda" and head[2:3] in (b"\0", b"\1") and head[3:4] in (b"\1", b"\2")
+
+
+def _is_fli(head: bytes) -> bool:
+    return head[4:6] in (b"\x11\xaf", b"\x12\xaf") and head[14:16] in (b"\0\0", b"\3\0")
+
+
+def _is_tga(head: bytes) -> bool:
+    if len(head) < 18 or head[1] > 1 or head[2] not in (1, 2, 3, 9, 10, 11) or head[16] not in (1, 8, 15, 16, 24, 32):
+        return False
+    return head[12:14] != b"\0\0" and head[14:16] != b"\0\0"
+
+
+_PNM = re.compile(rb"P[1-6][ \t\r\n](?:\s|#[^\n]*\n)*\d|P[fF]\s+\d|Py?7\s+WIDTH")
+_XBM = re.compile(rb"\s*(?:/\*.*?\*/\s*)?#define[ \t]+\S*_width[ \t]+\d", re.DOTALL)
+
+# Tried in this order; the first that fits wins.
+_MAGIC: tuple[tuple[bytes, str], ...] = (
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"GIF87a", "GIF"),
+    (b"GIF89a", "GIF"),
+    (b"II*\0", "TIFF"),
+    (b"MM\0*", "TIFF"),
+    (b"II+\0", "TIFF"),
+    (b"MM\0+", "TIFF"),
+    (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG2000"),
+    (b"\xff\x4f\xff\x51", "JPEG2000"),
+    (b"\xff\x0a", "JXL"),
+    (b"\0\0\0\x0cJXL \r\n\x87\n", "JXL"),
+    (b"8BPS", "PSD"),
+    (b"qoif", "QOI"),
+    (b"icns", "ICNS"),
+    (b"DDS ", "DDS"),
+    (b"BLP1", "BLP"),
+    (b"BLP2", "BLP"),
+    (b"FTEX", "FTEX"),
+    (b"\x59\xa6\x6a\x95", "SUN"),
+    (b"\xb1\x68\xde\x3a", "DCX"),
+    (b"DanM", "MSP"),
+    (b"LinS", "MSP"),
+    (b"/* XPM */", "XPM"),
+    (b"SIMPLE  =", "FITS"),
+)
+_LOOKS_LIKE: tuple[tuple[str, Callable[[bytes], object]], ...] = (
+    ("WEBP", lambda head: head[:4] == b"RIFF" and head[8:12] == b"WEBP"),
+    ("BMP", _is_bmp),
+    ("PPM", _PNM.match),
+    ("ICO", lambda head: _is_icon(head) and head[2:4] == b"\1\0"),
+    ("CUR", lambda head: _is_icon(head) and head[2:4] == b"\2\0"),
+    ("PCX", _is_pcx),
+    ("SGI", _is_sgi),
+    ("FLI", _is_fli),
+    ("XBM", _XBM.match),
+)
+
+KNOWN_FORMATS = frozenset({name for _, name in _MAGIC} | {name for name, _ in _LOOKS_LIKE} | {"AVIF", "HEIF", "TGA"})
+"""Every name that ``sniff`` can give; nothing else is ever handed to Pillow."""
