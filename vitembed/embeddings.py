@@ -1,0 +1,137 @@
+"""The record that everything after the encoder works on: vectors, their ids, and which encoder made them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitembed.errors import DataError
+
+
+@dataclass(frozen=True, eq=False)
+class Embeddings:
+    """Vectors with an id each and the fingerprint of the encoder they come from.
+
+    Raises:
+        DataError: If shapes, lengths or types do not fit, or a vector is not finite.
+    """
+
+    vectors: np.ndarray
+    """float32 ``[n, d]``, contiguous; other real types are converted."""
+    ids: list[str]
+    """One per row: the path as ``os.fsdecode`` gives it, or any other name."""
+    fingerprint: str
+    """Which encoder and preprocessing made the vectors; empty when unknown."""
+    labels: np.ndarray | None = None
+    """``[n]``, text or int64."""
+    meta: dict[str, Any] = field(default_factory=dict)
+    """JSON-safe provenance: model name, pool, img_size, normalized, version."""
+
+    def __post_init__(self) -> None:
+        vectors = np.asarray(self.vectors)
+        if vectors.ndim != 2 or vectors.shape[1] == 0:
+            raise DataError(f"vectors have shape {list(vectors.shape)}, expected [n, d] with d >= 1")
+        if vectors.dtype.kind not in "fiu":
+            raise DataError(f"vectors have type {vectors.dtype}, expected real numbers")
+        with np.errstate(over="ignore"):  # a float64 beyond float32 becomes inf, and is refused as that
+            vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+        if not np.isfinite(vectors).all():
+            row = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
+            raise DataError(f"vector {row} of {len(vectors)} holds NaN or infinity")
+        if len(self.ids) != len(vectors):
+            raise DataError(f"{len(self.ids)} ids for {len(vectors)} vectors")
+        object.__setattr__(self, "vectors", vectors)
+        object.__setattr__(self, "ids", list(self.ids))
+        if self.labels is not None:
+            object.__setattr__(self, "labels", _checked_labels(self.labels, len(vectors)))
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def __getitem__(self, rows: slice | np.ndarray | list[int]) -> Embeddings:
+        """Chosen rows: a slice, a boolean mask ``[n]`` or row numbers."""
+        if isinstance(rows, slice):
+            chosen = np.arange(len(self))[rows]
+        else:
+            index = np.asarray(rows)
+            chosen = np.arange(len(self))[index if index.size else index.astype(np.int64)]
+        return replace(
+            self,
+            vectors=self.vectors[chosen],
+            ids=[self.ids[row] for row in chosen.tolist()],
+            labels=None if self.labels is None else self.labels[chosen],
+        )
+
+    @property
+    def dim(self) -> int:
+        """Width of a vector."""
+        return int(self.vectors.shape[1])
+
+    def normalized(self) -> Embeddings:
+        """Give the same with rows of length 1, so that inner products are cosines.
+
+        Raises:
+            DataError: If a vector is zero, as it has no direction.
+        """
+        return replace(self, vectors=unit_rows(self.vectors), meta={**self.meta, "normalized": True})
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a file whose suffix names the format: npy, npz, parquet, csv or safetensors.
+
+        npy and csv cannot carry the fingerprint, so a file ``<path>.json`` is written beside them. Files are replaced
+        whole or not at all. Loading gives the same bits back from every format.
+
+        Raises:
+            DataError: If the suffix is unknown, the folder cannot be written, or an id does not fit the format.
+        """
+        from vitembed.vector_files import save_embeddings
+
+        save_embeddings(self, Path(path))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Embeddings:
+        """Read what ``save`` wrote, or bare vectors from elsewhere (ids are then row numbers, fingerprint empty).
+
+        Raises:
+            DataError: If the file is absent, damaged, or holds no vectors. Nothing in it is ever executed (no pickle).
+        """
+        from vitembed.vector_files import load_embeddings
+
+        return load_embeddings(Path(path))
+
+
+def unit_rows(vectors: np.ndarray) -> np.ndarray:
+    """Rows of length 1, float32 ``[n, d]``; the length is taken in float64, so that tiny and huge rows are fine.
+
+    Raises:
+        DataError: If a row is zero or not finite.
+    """
+    exact = np.asarray(vectors, dtype=np.float64)
+    norms = np.sqrt(np.square(exact).sum(axis=1, keepdims=True))
+    wrong = np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))
+    if len(wrong):
+        kind = "is zero" if norms[wrong[0], 0] == 0 else "holds NaN or infinity"
+        raise DataError(f"vector {wrong[0]} of {len(exact)} {kind}: it has no direction to compare")
+    unit: np.ndarray = (exact / norms).astype(np.float32)
+    return unit
+
+
+def _checked_labels(labels: np.ndarray, num_rows: int) -> np.ndarray:
+    array: np.ndarray = np.asarray(labels)
+    if array.dtype == object:
+        if not all(isinstance(label, str) for label in array.ravel()):
+            raise DataError("labels of mixed types, expected all text or all int")
+        array = array.astype(str)
+    if array.shape != (num_rows,):
+        raise DataError(f"labels have shape {list(array.shape)}, expected [{num_rows}]")
+    if array.dtype.kind == "U":
+        return array
+    if array.dtype.kind in "iu":
+        return array.astype(np.int64, copy=False)
+    if not array.size:
+        return array.astype(np.int64)
+    raise DataError(f"labels have type {array.dtype}, expected text or int")

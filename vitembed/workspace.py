@@ -1,0 +1,106 @@
+"""Where the three commands meet without flags: a folder ``.vitembed``, found by walking up as git does."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from vitembed.errors import VitembedError, printable
+
+WORKSPACE_DIR = ".vitembed"
+WORKSPACE_VARIABLE = "VITEMBED_WORKSPACE"
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The places inside one workspace. Only ``dir`` is sure to exist; the rest is made by who writes there."""
+
+    root: Path
+    """The folder that holds ``.vitembed``, absolute. Paths of images below it are stored relative to it."""
+
+    @property
+    def dir(self) -> Path:
+        """The folder ``.vitembed`` itself."""
+        return self.root / WORKSPACE_DIR
+
+    @property
+    def model_dir(self) -> Path:
+        """The encoder that ``pretrain`` leaves and ``index`` takes."""
+        return self.dir / "model"
+
+    @property
+    def index_dir(self) -> Path:
+        """The collection that ``index`` writes and ``search`` reads."""
+        return self.dir / "index"
+
+    @property
+    def runs_dir(self) -> Path:
+        """One folder per training run."""
+        return self.dir / "runs"
+
+    @property
+    def cache_dir(self) -> Path:
+        """What can be thrown away at any time: decoded images."""
+        return self.dir / "cache"
+
+
+def find_workspace(explicit: Path | None = None, *, create: bool = False, start: Path | None = None) -> Workspace:
+    """Workspace to use: ``explicit``, else ``VITEMBED_WORKSPACE``, else the nearest one at or above ``start``.
+
+    Args:
+        explicit: A folder that holds (or is) a ``.vitembed`` folder.
+        create: Make the workspace where none is found: in the named folder, or in ``start``.
+        start: Where the walk up begins; the current folder by default.
+
+    Raises:
+        VitembedError: If there is none and ``create`` is off, or it cannot be made.
+    """
+    named, origin = explicit, "--workspace"
+    if named is None and os.environ.get(WORKSPACE_VARIABLE):
+        named, origin = Path(os.environ[WORKSPACE_VARIABLE]), WORKSPACE_VARIABLE
+    if named is not None:
+        root = _absolute(named.expanduser())
+        if root.name == WORKSPACE_DIR:
+            root = root.parent
+        if (root / WORKSPACE_DIR).is_dir():
+            return Workspace(root)
+        if create:
+            return _create(root)
+        raise VitembedError(
+            f"no workspace in {printable(root)} (named by {origin}): it has no {WORKSPACE_DIR} folder; "
+            "run vitembed pretrain or vitembed index to make one"
+        )
+    start = _absolute_start(start)
+    for folder in (start, *start.parents):
+        if (folder / WORKSPACE_DIR).is_dir():
+            return Workspace(folder)
+    if create:
+        return _create(start)
+    raise VitembedError(
+        f"no workspace at or above {printable(start)}: run vitembed pretrain or vitembed index there first, "
+        f"or name one with --workspace or {WORKSPACE_VARIABLE}"
+    )
+
+
+def _absolute_start(start: Path | None) -> Path:
+    try:
+        return _absolute(start if start is not None else Path.cwd())
+    except FileNotFoundError as error:
+        raise VitembedError("the current folder no longer exists: change to another one") from error
+
+
+def _absolute(path: Path) -> Path:
+    # Not resolve(): a user who went through a link means the folders on that way up.
+    return Path(os.path.abspath(path))  # noqa: PTH100
+
+
+def _create(root: Path) -> Workspace:
+    workspace = Workspace(root)
+    try:
+        workspace.dir.mkdir(parents=True, exist_ok=True)
+        # Vectors and weights are large and can be made again: they do not belong into the user's repository.
+        (workspace.dir / ".gitignore").write_text("*\n", encoding="utf-8")
+    except OSError as error:
+        raise VitembedError(f"cannot make a workspace in {printable(root)}: {error.strerror}") from error
+    return workspace
