@@ -1,0 +1,191 @@
+"""What is done to every image before a ViT sees it: resize, crop, mean and std, as data that travels with the model."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+from PIL.Image import Image as PILImage
+from PIL.Image import Resampling
+
+from vitembed.errors import DataError, ModelError
+from vitembed.images.decode import DecodeOptions, decode_image, upright_pil
+from vitembed.images.source import ImageRef
+
+Resize = Literal["crop", "squash", "pad"]
+Interpolation = Literal["bilinear", "bicubic", "lanczos"]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+_RULES = 1
+"""Raised whenever the same fields begin to give other pixels, so that old indexes refuse new vectors."""
+
+_RESAMPLING = {
+    "bilinear": Resampling.BILINEAR,
+    "bicubic": Resampling.BICUBIC,
+    "lanczos": Resampling.LANCZOS,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocess:
+    """Image to uint8 pixels of one size; mean and std are applied on the device, by the encoder."""
+
+    img_size: int = 224
+    """Side of the square that the ViT sees."""
+    resize: Resize = "crop"
+    """``crop``: the shorter side becomes ``img_size / crop_pct``, then the centre is cut out. ``squash``: both sides
+    become ``img_size``, whatever the aspect. ``pad``: the longer side does, the rest shows the background."""
+    crop_pct: float = 1.0
+    """Share of the shorter side that the centre crop keeps, in (0, 1]; only for ``crop``."""
+    interpolation: Interpolation = "bicubic"
+    """Filter of the resize; always antialiased."""
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    """Per channel, of pixels in 0..1."""
+    std: tuple[float, float, float] = IMAGENET_STD
+    """Per channel, of pixels in 0..1."""
+    background: tuple[int, int, int] = (255, 255, 255)
+    """RGB, 0..255, behind transparent pixels and in the bars of ``pad``."""
+    draft: bool = True
+    """Scaled JPEG decode while the shorter side stays at least twice what the resize needs."""
+    in_chans: int = 3
+    """Channels that the ViT takes; pixels are always RGB here."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that no image could be preprocessed with."""
+        problems = []
+        if self.img_size < 1:
+            problems.append(f"img_size is {self.img_size}, must be at least 1")
+        if self.resize not in get_args(Resize):
+            problems.append(f"resize is {self.resize!r}, must be one of {', '.join(get_args(Resize))}")
+        if self.interpolation not in get_args(Interpolation):
+            problems.append(
+                f"interpolation is {self.interpolation!r}, must be one of {', '.join(get_args(Interpolation))}"
+            )
+        if not 0 < self.crop_pct <= 1:
+            problems.append(f"crop_pct is {self.crop_pct}, must be above 0 and at most 1")
+        if not all(math.isfinite(value) for value in (*self.mean, *self.std)) or min(self.std) <= 0:
+            problems.append(f"mean {self.mean} and std {self.std} must be finite, and std above 0")
+        if not all(0 <= value <= 255 for value in self.background):
+            problems.append(f"background is {self.background}, must lie in 0..255")
+        if self.in_chans < 1:
+            problems.append(f"in_chans is {self.in_chans}, must be at least 1")
+        if problems:
+            raise ValueError("preprocess: " + "; ".join(problems))
+
+    @property
+    def decode_options(self) -> DecodeOptions:
+        """How files are decoded for this preprocessing."""
+        return DecodeOptions(background=self.background, draft=self.draft)
+
+    def load(self, ref: ImageRef) -> UInt8[np.ndarray, "{self.img_size} {self.img_size} 3"]:
+        """Pixels of an image file, upright, RGB, resized and cropped.
+
+        Raises:
+            BadImage: If the file cannot be decoded in full.
+        """
+        return np.array(self._fit(decode_image(ref, self.decode_options, target_px=self._short_px()).image))
+
+    def apply(self, image: np.ndarray | PILImage) -> UInt8[np.ndarray, "{self.img_size} {self.img_size} 3"]:
+        """Do the same to an image in memory.
+
+        Args:
+            image: A Pillow image, or uint8 [h, w] grey, [h, w, 1], [h, w, 3] RGB or [h, w, 4] RGBA.
+
+        Raises:
+            BadImage: If a Pillow image cannot be loaded.
+            DataError: If an array is no such image.
+        """
+        return np.array(self._fit(upright_pil(_as_pil(image), self.decode_options)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field, as JSON types."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Preprocess:
+        """Restore the preprocessing that ``to_dict`` described.
+
+        Raises:
+            ModelError: If a key is missing or unknown, or a value cannot be used; the message names it.
+        """
+        known = {field.name: getattr(cls(), field.name) for field in fields(cls)}
+        if unknown := sorted(set(values) - set(known)):
+            raise ModelError(f"preprocess: unknown key {', '.join(unknown)} (known: {', '.join(known)})")
+        if missing := [name for name in known if name not in values]:
+            raise ModelError(f"preprocess: missing key {', '.join(missing)}")
+        typed = {name: _typed(name, values[name], like=default) for name, default in known.items()}
+        try:
+            return cls(**typed)
+        except ValueError as error:
+            raise ModelError(str(error)) from error
+
+    def canonical(self) -> str:
+        """Canonical JSON of everything here that changes a vector, for fingerprints."""
+        floats = {"crop_pct": float(self.crop_pct), "mean": [*map(float, self.mean)], "std": [*map(float, self.std)]}
+        return json.dumps(self.to_dict() | floats | {"rules": _RULES}, sort_keys=True, separators=(",", ":"))
+
+    def _short_px(self) -> int:
+        """Length of the resized shorter side, before any crop."""
+        return math.floor(self.img_size / self.crop_pct) if self.resize == "crop" else self.img_size
+
+    def _fit(self, image: PILImage) -> PILImage:
+        size, filter_ = self.img_size, _RESAMPLING[self.interpolation]
+        width, height = image.size
+        if self.resize == "squash":
+            return image.resize((size, size), filter_)
+        if self.resize == "pad":
+            scale = size / max(width, height)
+            inner = (max(1, round(width * scale)), max(1, round(height * scale)))
+            canvas = Image.new("RGB", (size, size), self.background)
+            canvas.paste(image.resize(inner, filter_), ((size - inner[0]) // 2, (size - inner[1]) // 2))
+            return canvas
+        return image.resize((size, size), filter_, box=self._crop_box(width, height))
+
+    def _crop_box(self, width: int, height: int) -> tuple[float, float, float, float]:
+        # Resize-then-crop with the roundings of torchvision's Resize and CenterCrop (so public weights see the pixels
+        # that they were trained on), but as one resize of the part that survives: a 1 x 5000 image would otherwise
+        # become 224 x 1 120 000 first.
+        short = self._short_px()
+        if width <= height:
+            resized = (short, int(short * height / width))
+        else:
+            resized = (int(short * width / height), short)
+        left, top = (round((side - self.img_size) / 2.0) for side in resized)
+        x, y = width / resized[0], height / resized[1]
+        right, bottom = (left + self.img_size) * x, (top + self.img_size) * y
+        return (left * x, top * y, min(right, width), min(bottom, height))
+
+
+def _as_pil(image: np.ndarray | PILImage) -> PILImage:
+    if isinstance(image, PILImage):
+        return image
+    if image.ndim == 3 and image.shape[2] == 1:
+        image = image[:, :, 0]
+    is_image = image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (3, 4))
+    if image.dtype != np.uint8 or not is_image or 0 in image.shape:
+        raise DataError(
+            "an image array must be uint8 of shape [h, w], [h, w, 3] or [h, w, 4]; "
+            f"got {image.dtype} {list(image.shape)}"
+        )
+    return Image.fromarray(np.ascontiguousarray(image))
+
+
+def _typed(name: str, value: Any, *, like: Any) -> Any:
+    """Turn JSON back into the field's type: lists into tuples, whole numbers into floats where floats belong."""
+    if isinstance(like, tuple):
+        if not isinstance(value, (list, tuple)) or len(value) != len(like):
+            raise ModelError(f"preprocess: {name} is {value!r}, must be a list of {len(like)} numbers")
+        return tuple(_typed(name, item, like=like_item) for item, like_item in zip(value, like, strict=True))
+    if isinstance(like, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not type(like):
+        raise ModelError(f"preprocess: {name} is {value!r}, must be a {type(like).__name__}")
+    return value
