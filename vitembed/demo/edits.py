@@ -1,0 +1,126 @@
+"""Edited copies: what happens to a picture on its way through other people's hands.
+
+A copy is cropped, stretched a little, turned, tinted. Its original is then known exactly, which makes "find the
+original" a retrieval test that needs no labels.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from vitembed.demo.publish import publish
+from vitembed.errors import DataError
+from vitembed.images.decode import DecodeOptions, decode
+from vitembed.images.source import ImageRef
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditStrength:
+    """How far a copy may be from its original. Every edit is drawn uniformly from its range."""
+
+    min_area: float = 0.5
+    """Smallest share of the picture's area that the crop keeps."""
+    max_area: float = 0.9
+    """Largest share of the picture's area that the crop keeps."""
+    max_aspect: float = 1.15
+    """The crop, stretched back to the picture's shape, is stretched by at most this factor either way."""
+    max_degrees: float = 10.0
+    """Turned by at most this angle either way; the corners are filled with the background."""
+    brightness: float = 0.15
+    """All colours are multiplied by 1 +- this, at most."""
+    tint: float = 0.1
+    """Red, green and blue are further multiplied by 1 +- this, at most, each by its own factor."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.min_area <= self.max_area <= 1:
+            raise ValueError(f"need 0 < min_area <= max_area <= 1, got {self.min_area} and {self.max_area}")
+        if self.max_aspect < 1:
+            raise ValueError(f"max_aspect must be at least 1, got {self.max_aspect}")
+        for name in ("max_degrees", "brightness", "tint"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+
+
+def edited_copy(
+    image: UInt8[np.ndarray, "h w 3"],
+    generator: np.random.Generator,
+    *,
+    strength: EditStrength | None = None,
+    background: tuple[int, int, int] = (255, 255, 255),
+) -> UInt8[np.ndarray, "h w 3"]:
+    """One edited copy of the image, at the image's size.
+
+    Args:
+        image: The original.
+        generator: Draws the edit. Every call draws equally often, so the edit of the n-th image of a list does not
+            depend on what the images before it show.
+        strength: Ranges of the edits; ``EditStrength()`` when None.
+        background: Fills the corners that turning uncovers.
+    """
+    strength = strength or EditStrength()
+    height, width = image.shape[:2]
+    area = generator.uniform(strength.min_area, strength.max_area)
+    stretch = math.exp(generator.uniform(-1, 1) * math.log(strength.max_aspect))
+    left, top = generator.uniform(size=2)
+    degrees = generator.uniform(-1, 1) * strength.max_degrees
+    gain = 1 + generator.uniform(-1, 1) * strength.brightness
+    gains = gain * (1 + generator.uniform(-1, 1, size=3) * strength.tint)
+
+    crop_width = min(math.sqrt(area * stretch), 1.0) * width
+    crop_height = min(math.sqrt(area / stretch), 1.0) * height
+    left, top = left * (width - crop_width), top * (height - crop_height)
+    copy = Image.fromarray(image).resize(
+        (width, height), Image.Resampling.BICUBIC, box=(left, top, left + crop_width, top + crop_height)
+    )
+    copy = copy.rotate(degrees, Image.Resampling.BICUBIC, fillcolor=background)
+    return np.clip(np.rint(np.asarray(copy) * gains), 0, 255).astype(np.uint8)
+
+
+def edited_copies(
+    images: Sequence[UInt8[np.ndarray, "h w 3"]] | UInt8[np.ndarray, "n h w 3"],
+    generator: np.random.Generator,
+    *,
+    strength: EditStrength | None = None,
+    background: tuple[int, int, int] = (255, 255, 255),
+) -> list[np.ndarray]:
+    """One edited copy per image, in the same order and sizes."""
+    return [edited_copy(image, generator, strength=strength, background=background) for image in images]
+
+
+def write_edited_copies(
+    paths: Sequence[Path],
+    directory: str | os.PathLike[str],
+    generator: np.random.Generator,
+    *,
+    strength: EditStrength | None = None,
+    background: tuple[int, int, int] = (255, 255, 255),
+) -> list[Path]:
+    """Write an edited copy of each file as ``directory/FOLDER/NAME.png``, and return the new paths in the same order.
+
+    ``FOLDER`` and ``NAME`` are the original's own, so class folders stay class folders. The directory appears whole or
+    not at all.
+
+    Raises:
+        BadImage: If an original cannot be decoded.
+        DataError: If the directory exists and is not empty, or two originals would get the same name.
+    """
+    target = Path(directory)
+    names = [Path(path.parent.name, f"{path.stem}.png") for path in paths]
+    if len(set(names)) < len(names):
+        raise DataError("two originals share folder and file name: their edited copies would overwrite each other")
+    options = DecodeOptions(background=background)
+    with publish(target) as staging:
+        for path, name in zip(paths, names, strict=True):
+            image = decode(ImageRef(str(path)), options)
+            copy = edited_copy(image, generator, strength=strength, background=background)
+            (staging / name).parent.mkdir(exist_ok=True)
+            Image.fromarray(copy).save(staging / name)
+    return [target / name for name in names]
