@@ -140,7 +140,7 @@ class VisionTransformer(nn.Module):
         self.reg_token = nn.Parameter(torch.zeros(1, config.num_registers, d)) if config.num_registers else None
         num_positions = self.num_positioned_prefix + self.native_grid[0] * self.native_grid[1]
         self.pos_embed = nn.Parameter(torch.zeros(1, num_positions, d), requires_grad=config.pos_embed == "learned")
-        rates = torch.linspace(0, config.drop_path_rate, config.depth).tolist()
+        rates = [config.drop_path_rate * i / max(1, config.depth - 1) for i in range(config.depth)]
         self.blocks = nn.ModuleList(Block(config, rate) for rate in rates)
         self.norm = nn.LayerNorm(d, eps=1e-6)
         self.init_weights()

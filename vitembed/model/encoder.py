@@ -1,0 +1,212 @@
+"""The encoder: a ViT, the preprocessing that belongs to it and the fingerprint of both. Images in, vectors out."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vitembed.device import resolve_device
+from vitembed.embeddings import Embeddings
+from vitembed.errors import BadImage, ConfigError, DataError, ModelError, VitembedError
+from vitembed.images.loader import load_batches
+from vitembed.images.preprocess import Preprocess
+from vitembed.images.source import ImageRef, find_images
+from vitembed.model.checkpoint import fingerprint, read_model
+from vitembed.model.vit import Tokens, VisionTransformer
+
+POOLS = ("cls", "mean", "cls+mean")
+
+
+@dataclass(frozen=True)
+class EmbeddedBatch:
+    """Vectors of some of the images, as they come."""
+
+    indices: npt.NDArray[np.int64]
+    """Positions in the list of images that was given, [b]."""
+    vectors: npt.NDArray[np.float32]
+    """One row per index, [b, d], not normalised."""
+    bad: list[tuple[int, BadImage]]
+    """Positions of images that could not be read, with the reason."""
+    decode_seconds: float
+    """Time that worker threads spent on decoding."""
+    model_seconds: float
+    """Time that the model took."""
+
+
+class Encoder:
+    """Turns images into vectors.
+
+    Args:
+        vit: Any module that gives ``Tokens`` for normalised pixels [b, c, h, w].
+        preprocess: How images become its input.
+        pool: cls (the cls vector), mean (of the patch tokens) or cls+mean (both, side by side).
+        name: What to call it in reports.
+        device: Where it runs.
+        provenance: Facts about where the weights come from.
+        licence: Licence of the weights.
+
+    Raises:
+        ConfigError: If ``pool`` is unknown.
+    """
+
+    def __init__(
+        self,
+        vit: VisionTransformer,
+        preprocess: Preprocess,
+        *,
+        pool: str = "cls",
+        name: str = "",
+        device: torch.device | None = None,
+        provenance: dict[str, Any] | None = None,
+        licence: str | None = None,
+    ) -> None:
+        if pool not in POOLS:
+            raise ConfigError(f"unknown pool {pool!r}: expected one of {', '.join(POOLS)}")
+        self.device = device or torch.device("cpu")
+        self.vit = vit.to(self.device).eval()
+        self.preprocess = preprocess
+        self.pool = pool
+        self.name = name
+        self.provenance = provenance or {}
+        self.licence = licence
+        self.fingerprint = fingerprint(vit.state_dict(), vit.config, preprocess, pool)
+        self.embed_dim = vit.config.embed_dim * (2 if pool == "cls+mean" else 1)
+        self._mean = torch.tensor(preprocess.mean, device=self.device).reshape(1, -1, 1, 1)
+        self._std = torch.tensor(preprocess.std, device=self.device).reshape(1, -1, 1, 1)
+
+    def embed(
+        self,
+        images: str | os.PathLike[str] | Sequence[str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8]],
+        *,
+        batch_size: int = 64,
+        num_workers: int | None = None,
+        on_bad: Literal["raise", "skip"] = "raise",
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Embeddings:
+        """One vector per image, in order.
+
+        Args:
+            images: Folders, files and ``@list.txt``; or images in memory (Pillow, or uint8 arrays [h, w, 3]).
+            batch_size: Images per pass through the model.
+            num_workers: Threads that decode; none: one per core.
+            on_bad: Whether an unreadable image stops everything (``raise``) or is left out and listed in
+                ``meta["bad"]`` (``skip``).
+            progress: Called with the number done and the total.
+
+        Raises:
+            BadImage: The first unreadable image, under ``on_bad="raise"``.
+            DataError: If there is no image to embed.
+        """
+        meta = {"model": self.name, "pool": self.pool, "img_size": self.preprocess.img_size, "normalized": False}
+        if not isinstance(images, (str, os.PathLike)) and images and not isinstance(images[0], (str, os.PathLike)):
+            arrays = [self.preprocess.apply(image) for image in images]  # type: ignore[arg-type]  # narrowed by the first
+            parts = [self.embed_arrays(np.stack(arrays[i : i + batch_size])) for i in range(0, len(arrays), batch_size)]
+            ids = [str(i) for i in range(len(arrays))]
+            return Embeddings(vectors=np.concatenate(parts), ids=ids, fingerprint=self.fingerprint, meta=meta)
+
+        inputs = [images] if isinstance(images, (str, os.PathLike)) else list(images)
+        listing = find_images(inputs)  # type: ignore[arg-type]  # paths only: checked above
+        bad = list(listing.bad)
+        if bad and on_bad == "raise":
+            raise bad[0]
+        vectors, ids = [], []
+        for batch in self.stream(listing.refs, batch_size=batch_size, num_workers=num_workers):
+            if batch.bad and on_bad == "raise":
+                raise batch.bad[0][1]
+            bad += [problem for _, problem in batch.bad]
+            vectors.append(batch.vectors)
+            ids += [listing.refs[i].path for i in batch.indices]
+            if progress is not None:
+                progress(len(ids) + len(bad), len(listing.refs) + len(listing.bad))
+        if not ids:
+            raise DataError(f"no readable image in {', '.join(map(str, inputs))} ({len(bad)} unreadable)")
+        meta["bad"] = [{"path": problem.path, "reason": problem.reason} for problem in bad]
+        return Embeddings(vectors=np.concatenate(vectors), ids=ids, fingerprint=self.fingerprint, meta=meta)
+
+    def stream(
+        self, refs: Sequence[ImageRef], *, batch_size: int = 64, num_workers: int | None = None
+    ) -> Iterator[EmbeddedBatch]:
+        """Vectors batch by batch while the next images are being decoded; bounded memory for any number of images."""
+        for batch in load_batches(refs, self.preprocess.load, batch_size=batch_size, num_workers=num_workers):
+            start = time.perf_counter()
+            vectors = self.embed_arrays(batch.images)
+            seconds = time.perf_counter() - start
+            yield EmbeddedBatch(batch.indices, vectors, batch.bad, batch.decode_seconds, seconds)
+
+    def embed_arrays(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Vectors of preprocessed images.
+
+        Args:
+            images: uint8 [b, s, s, c], as ``preprocess`` makes them.
+
+        Returns:
+            float32 [b, d], not normalised.
+        """
+        if len(images) == 0:
+            return np.zeros((0, self.embed_dim), np.float32)
+        pixels = torch.from_numpy(np.ascontiguousarray(images)).to(self.device, non_blocking=True)
+        with torch.inference_mode():
+            return self.pooled(self.tokens(pixels)).float().cpu().numpy()
+
+    def tokens(self, images: Tensor) -> Tokens:
+        """Tokens of preprocessed images, uint8 [b, s, s, c] on the encoder's device."""
+        pixels = images.permute(0, 3, 1, 2).float().div(255.0)
+        tokens: Tokens = self.vit((pixels - self._mean) / self._std)
+        return tokens
+
+    def pooled(self, tokens: Tokens) -> Tensor:
+        """One vector per image, [b, d]."""
+        if self.pool == "cls":
+            return tokens.cls
+        mean = tokens.patches.mean(dim=1)
+        return mean if self.pool == "mean" else torch.cat([tokens.cls, mean], dim=1)
+
+
+def load(model: str | os.PathLike[str] | None = None, *, device: str = "auto", pool: str | None = None) -> Encoder:
+    """The encoder in a model folder; without a name the workspace's own.
+
+    Args:
+        model: A model folder, or the name given to ``vitembed pretrain --name`` in this workspace.
+        device: auto, cpu, cuda, cuda:N or mps.
+        pool: cls, mean or cls+mean, instead of the model's own choice.
+
+    Raises:
+        ModelError: If there is no usable model there.
+        VitembedError: Without ``model``, if there is no workspace.
+    """
+    from vitembed.workspace import find_workspace
+
+    if model is None:
+        workspace = find_workspace()
+        directory = workspace.model_dir
+        if not directory.is_dir():
+            raise ModelError(
+                f"the workspace {workspace.dir} has no model yet: run `vitembed pretrain IMAGES` first, "
+                "or name a model folder with --model"
+            )
+    else:
+        directory = Path(model)
+        if not directory.exists() and len(directory.parts) == 1:
+            with contextlib.suppress(VitembedError):
+                directory = find_workspace().dir / "models" / directory.name
+    saved = read_model(directory)
+    return Encoder(
+        saved.vit,
+        saved.preprocess,
+        pool=pool or saved.pool,
+        name=str(model or directory),
+        device=resolve_device(device),
+        provenance=saved.provenance,
+        licence=saved.licence,
+    )
