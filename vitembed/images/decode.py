@@ -22,6 +22,7 @@ from PIL.Image import Transpose
 
 from vitembed.errors import BadImage
 from vitembed.images.formats import explain_os_error, open_regular, sniff_file
+from vitembed.images.memory import memory_bytes
 from vitembed.images.modes import to_rgb
 from vitembed.images.source import ImageRef
 
@@ -131,20 +132,7 @@ def pixel_limit() -> int:
     """
     # Pillow keeps 4 bytes per pixel; converting or turning holds two copies, and the array a third.
     per_pixel = 12 * (os.cpu_count() or 1)
-    return max(FLOOR_PIXELS, _memory_bytes() // 4 // per_pixel)
-
-
-def _memory_bytes() -> int:
-    try:
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return 0  # Windows: the floor holds
-    try:
-        with open("/sys/fs/cgroup/memory.max", "rb") as file:
-            text = file.read().strip()
-        return min(memory, int(text)) if text.isdigit() else memory
-    except OSError:
-        return memory
+    return max(FLOOR_PIXELS, memory_bytes() // 4 // per_pixel)
 
 
 def _open(file: BinaryIO, format_name: str, path: str) -> ImageFile.ImageFile:

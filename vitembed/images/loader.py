@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -40,7 +40,7 @@ def load_batches(
     batch_size: int,
     num_workers: int | None = None,
     prefetch: int = 3,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Batches of decoded images in the order of ``refs``; every position comes up once, in ``indices`` or in ``bad``.
 
     Batches hold ``batch_size`` good images, except the last. Where ``batch_size`` images in a row are bad and no good
@@ -79,7 +79,7 @@ def default_workers() -> int:
 
 def _collect(
     refs: Sequence[ImageRef], load: Callable[[ImageRef], np.ndarray], batch_size: int, workers: int, look_ahead: int
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     indices, images, bad, seconds = list[int](), list[np.ndarray](), list[tuple[int, BadImage]](), 0.0
     side = 0
     results = _ordered(refs, load, workers, look_ahead) if workers else (_timed(load, ref) for ref in refs)

@@ -1,0 +1,142 @@
+"""Decode once, train many epochs: every image squashed to one uint8 square, on disk or in memory."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+from PIL.Image import Resampling
+
+from vitembed.errors import BadImage, DataError
+from vitembed.images.cache_files import Rows, bytes_of, find_or_build, gigabytes
+from vitembed.images.decode import DecodeOptions, decode_image
+from vitembed.images.loader import load_batches
+from vitembed.images.memory import memory_bytes
+from vitembed.images.source import ImageRef
+
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class ImageCache:
+    """Good images of a set, in its order, as one array."""
+
+    images: UInt8[np.ndarray, "n s s 3"]
+    """Upright RGB, both sides squashed to s; a read-only memory map when on disk."""
+    aspect: Float32[np.ndarray, " n"]
+    """Width / height of each upright original, so that crops can undo the squash."""
+    refs: list[ImageRef]
+    """Where each row comes from."""
+    bad: list[BadImage]
+    """Images that could not be decoded and have no row."""
+
+    def __len__(self) -> int:
+        return len(self.refs)
+
+    @staticmethod
+    def estimate_bytes(n: int, size: int) -> int:
+        """Bytes that a cache of n images takes."""
+        return bytes_of(n, size)
+
+    @classmethod
+    def build(
+        cls,
+        refs: Sequence[ImageRef],
+        directory: str | os.PathLike[str],
+        *,
+        size: int,
+        options: DecodeOptions = DecodeOptions(),
+        num_workers: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> ImageCache:
+        """Find the cache of these images in ``directory``, or build it.
+
+        A build that was interrupted goes on where it was (a killed one loses at most the last 10 seconds). Several
+        processes may ask at once: one builds, the others wait. A cache whose files are not whole is built anew.
+
+        Args:
+            refs: Images, in the order of the rows.
+            directory: Holds one folder per cache; made if needed.
+            size: Side of the squashed squares, in pixels.
+            options: How to decode; JPEG may decode scaled, at twice ``size`` or more.
+            num_workers: Decoding threads; default one per core.
+            progress: Called with images done and images in all, after each batch.
+
+        Raises:
+            DataError: If the disk has no room for it, or cannot be written.
+        """
+        refs = list(refs)
+        rows = find_or_build(
+            Path(directory),
+            refs,
+            size=size,
+            variant=asdict(options),
+            make_rows=functools.partial(_squash_all, refs, size, options, num_workers),
+            progress=progress,
+        )
+        return _cache(rows, refs)
+
+    @classmethod
+    def in_memory(
+        cls,
+        refs: Sequence[ImageRef],
+        *,
+        size: int,
+        options: DecodeOptions = DecodeOptions(),
+        num_workers: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> ImageCache:
+        """Build the same in memory, with nothing on disk.
+
+        Raises:
+            DataError: If the machine has not the memory.
+        """
+        refs = list(refs)
+        needed = cls.estimate_bytes(len(refs), size)
+        if memory_bytes() and needed > memory_bytes() * 3 // 4:
+            raise DataError(
+                f"{len(refs)} images at {size} px take {gigabytes(needed)} of memory, this machine has "
+                f"{gigabytes(memory_bytes())}: keep the cache on disk, or make the cached images smaller"
+            )
+        # Untouched pages cost nothing, so the room of bad images need not be given back.
+        images = np.empty((len(refs), size, size, 3), np.uint8)
+        aspect = np.empty(len(refs), np.float32)
+        num_rows, bad = 0, dict[int, str]()
+        for rows in _squash_all(refs, size, options, num_workers, 0):
+            end = num_rows + len(rows.images)
+            images[num_rows:end], aspect[num_rows:end] = rows.images, rows.aspect
+            num_rows = end
+            bad |= rows.bad
+            if progress is not None:
+                progress(num_rows + len(bad), len(refs))
+        return _cache(Rows(images[:num_rows], aspect[:num_rows], bad), refs)
+
+
+def _cache(rows: Rows, refs: list[ImageRef]) -> ImageCache:
+    good = [ref for position, ref in enumerate(refs) if position not in rows.bad]
+    bad = [BadImage(refs[position].path, rows.bad[position]) for position in sorted(rows.bad)]
+    return ImageCache(rows.images, rows.aspect, good, bad)
+
+
+def _squash_all(
+    refs: list[ImageRef], size: int, options: DecodeOptions, num_workers: int | None, start: int
+) -> Generator[Rows, None, None]:
+    aspects: dict[ImageRef, float] = {}
+
+    def squash(ref: ImageRef) -> np.ndarray:
+        decoded = decode_image(ref, options, target_px=size)
+        aspects[ref] = decoded.full_size[0] / decoded.full_size[1]
+        return np.array(decoded.image.resize((size, size), Resampling.BICUBIC))
+
+    todo = refs[start:]
+    with contextlib.closing(load_batches(todo, squash, batch_size=_BATCH, num_workers=num_workers)) as batches:
+        for batch in batches:
+            images = batch.images.reshape(-1, size, size, 3)  # a batch of only bad images knows no size
+            aspect = np.array([aspects[todo[i]] for i in batch.indices], np.float32)
+            yield Rows(images, aspect, {start + i: error.reason for i, error in batch.bad})
