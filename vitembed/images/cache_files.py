@@ -3,7 +3,7 @@
 A cache is a folder named by a hash of what it was made from, so an unchanged set of files finds it again and a changed
 one never does: ``pixels.u8`` (uint8 [n, s, s, 3], raw), ``aspect.f32`` (float32 [n], raw, little-endian) and
 ``cache.json`` (format, key, number of rows, positions and reasons of bad images). It is written as ``NAME.partial``
-with a ``progress.json`` and takes its name only when whole.
+with a ``progress.json`` and takes its name only when whole. The two that were used last are kept.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -26,11 +25,13 @@ from jaxtyping import Float32, UInt8
 
 from vitembed.atomic import atomic_path, fsync_directory
 from vitembed.errors import DataError, printable
+from vitembed.images.lock import locked
 from vitembed.images.source import ImageRef
 
 _FORMAT = 1
 _SAVE_SECONDS = 10.0
 _SPARE_BYTES = 64 << 20
+_KEPT_OTHERS = 1
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,10 @@ def find_or_build(
     target = directory / key[:32]
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with _locked(target.with_suffix(".lock")):
+        with locked(target.with_suffix(".lock")):
             if _open(target, key, size, len(refs)) is None:
                 _build(target, key, size, len(refs), make_rows, progress)
+                _forget_others(target)
             rows = _open(target, key, size, len(refs))
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -169,6 +171,20 @@ def _build(
     fsync_directory(target.parent)
 
 
+def _forget_others(target: Path) -> None:
+    """Delete the caches beside this one but the last used: a set that grows daily would fill the disk otherwise.
+
+    A cache that is being built is left alone. One that is mapped stays readable to who has it, and where the system
+    refuses to delete a mapped file, what is left is not whole and so never used.
+    """
+    others = [lock for lock in target.parent.glob("*.lock") if lock.stem != target.name]
+    for lock in sorted(others, key=lambda lock: lock.stat().st_mtime_ns, reverse=True)[_KEPT_OTHERS:]:
+        # The lock itself stays: another process may be waiting for it.
+        with contextlib.suppress(BlockingIOError), locked(lock, wait=False):
+            for folder in (lock.with_suffix(""), lock.with_suffix(".partial")):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
 def _resume(partial: Path, key: str, size: int) -> tuple[int, dict[int, str]]:
     """Images done, and the bad ones among them, of a build of the same cache that was interrupted."""
     state = _read_json(partial / "progress.json")
@@ -191,8 +207,8 @@ def _check_room(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed + _SPARE_BYTES > free:
         raise DataError(
-            f"the image cache needs {gigabytes(needed)} more in {printable(folder.parent)}, {gigabytes(free)} are free: "
-            "free some, choose another folder, or make the cached images smaller"
+            f"the image cache needs {gigabytes(needed)} in {printable(folder.parent)}, {gigabytes(free)} are free: "
+            "make room, choose another folder, or make the cached images smaller"
         )
 
 
@@ -227,24 +243,3 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 def _write_json(path: Path, value: dict[str, Any]) -> None:
     with atomic_path(path) as temp:
         temp.write_text(json.dumps(value), encoding="utf-8")
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock between processes; the system frees it when its holder dies."""
-    with path.open("ab") as file:
-        if sys.platform == "win32":
-            import msvcrt
-
-            while True:
-                try:
-                    msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
-                    break
-                except OSError as error:
-                    if error.errno != errno.EDEADLOCK:  # it gives up after 10 seconds; we do not
-                        raise
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
