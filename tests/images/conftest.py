@@ -1,0 +1,72 @@
+"""Images drawn for the tests of this room; nothing is read from elsewhere."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@pytest.fixture
+def photo() -> np.ndarray:
+    """uint8 [60, 90, 3], smooth, with a different colour in every corner, so that any turn or flip shows."""
+    y, x = np.mgrid[0:60, 0:90]
+    return np.stack([x * 255 // 89, y * 255 // 59, 255 - x * 200 // 89], axis=-1).astype(np.uint8)
+
+
+@pytest.fixture
+def solid_folder(tmp_path: Path) -> Path:
+    """a.png ... l.png, each of its own grey (10, 20, ... 120), every third file broken in another way."""
+    folder = tmp_path / "solid"
+    folder.mkdir()
+    for i, name in enumerate("abcdefghijkl"):
+        image = Image.fromarray(np.full((20, 30, 3), 10 * (i + 1), np.uint8))
+        image.save(folder / f"{name}.png")
+    whole = (folder / "c.png").read_bytes()
+    (folder / "c.png").write_bytes(whole[:-30])
+    (folder / "f.png").write_bytes(b"")
+    (folder / "i.png").write_bytes(b"this is no image at all")
+    (folder / "l.png").write_bytes(png_header(200_000, 200_000))
+    return folder
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims a size and holds next to nothing."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 64)) + chunk(b"IEND", b"")
+
+
+def encoded(image: Image.Image, format_name: str, **options: object) -> bytes:
+    """The bytes of an image file."""
+    buffer = io.BytesIO()
+    image.save(buffer, format_name, **options)
+    return buffer.getvalue()
+
+
+def tiff_exif(orientation: int) -> bytes:
+    """A hand-made EXIF block of one tag: little-endian TIFF header, one IFD entry of type SHORT."""
+    return b"Exif\0\0II*\0" + struct.pack("<IHHHIHHI", 8, 1, 0x0112, 3, 1, orientation, 0, 0)
+
+
+def jpeg_with_orientation(jpeg: bytes, orientation: int) -> bytes:
+    """The JPEG with a hand-made APP1 segment right behind its start."""
+    payload = tiff_exif(orientation)
+    return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(payload) + 2) + payload + jpeg[2:]
+
+
+@pytest.fixture
+def draw() -> SimpleNamespace:
+    """The functions above, as test modules cannot import a conftest."""
+    return SimpleNamespace(
+        png_header=png_header, encoded=encoded, tiff_exif=tiff_exif, jpeg_with_orientation=jpeg_with_orientation
+    )
