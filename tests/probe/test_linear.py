@@ -1,0 +1,206 @@
+"""The linear probe against scikit-learn: its contract, and the same numbers at the same C."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.datasets import load_digits
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import Normalizer, StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from vitembed.embeddings import Embeddings
+from vitembed.errors import DataError
+from vitembed.probe.choose import content_keys, fold_of_rows
+from vitembed.probe.linear import C_PATH, DINOV2_C_PATH, LinearProbe
+
+
+@parametrize_with_checks([LinearProbe(), LinearProbe(C=1.0, class_weight="balanced")])
+def test_scikit_learn_contract(estimator, check):
+    check(estimator)
+
+
+def blobs(n=300, d=12, classes=4, seed=0, spread=1.5):
+    """Overlapping classes in correlated features of very different scales."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, size=n)
+    labels[:classes] = np.arange(classes)
+    mix = rng.standard_normal((d, d)) * 10.0 ** rng.uniform(-2, 2, size=d)
+    vectors = (rng.standard_normal((classes, d))[labels] + spread * rng.standard_normal((n, d))) @ mix + 3.0
+    return vectors, labels
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+@pytest.mark.parametrize("C", [1e-4, 0.05, 1.0, 100.0])
+@pytest.mark.parametrize("class_weight", [None, "balanced", {0: 3.0, 1: 0.5}])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_same_coefficients_as_scikit_learn(classes, C, class_weight, weighted):
+    vectors, labels = blobs(classes=classes)
+    weight = np.random.default_rng(1).uniform(0.1, 3.0, size=len(labels)) if weighted else None
+    scaler = StandardScaler().fit(vectors, sample_weight=weight)
+    peer = LogisticRegression(C=C, class_weight=class_weight, tol=1e-10, max_iter=10000)
+    peer.fit(scaler.transform(vectors), labels, sample_weight=weight)
+    probe = LinearProbe(C=C, class_weight=class_weight).fit(vectors, labels, sample_weight=weight)
+    np.testing.assert_allclose(probe.coef_ * probe.scale_, peer.coef_, atol=2e-5, rtol=1e-4)
+    np.testing.assert_allclose(probe.predict_proba(vectors), peer.predict_proba(scaler.transform(vectors)), atol=1e-5)
+    np.testing.assert_allclose(
+        probe.decision_function(vectors), peer.decision_function(scaler.transform(vectors)), atol=1e-4
+    )
+    assert (probe.predict(vectors) == peer.predict(scaler.transform(vectors))).all()
+
+
+def test_same_as_scikit_learn_with_more_features_than_rows():
+    vectors, labels = blobs(n=30, d=80, classes=3)
+    scaled = StandardScaler().fit_transform(vectors)
+    peer = LogisticRegression(C=0.1, tol=1e-10, max_iter=10000).fit(scaled, labels)
+    probe = LinearProbe(C=0.1).fit(vectors, labels)
+    np.testing.assert_allclose(probe.coef_ * probe.scale_, peer.coef_, atol=1e-5)
+
+
+def test_without_standardizing_it_is_plain_logistic_regression():
+    vectors, labels = blobs(n=200, d=5, classes=3)
+    vectors = vectors / np.abs(vectors).max()
+    peer = LogisticRegression(C=2.0, tol=1e-10, max_iter=10000).fit(vectors, labels)
+    probe = LinearProbe(C=2.0, standardize=False).fit(vectors, labels)
+    np.testing.assert_allclose(probe.coef_, peer.coef_, atol=1e-5)
+    np.testing.assert_allclose(probe.intercept_, peer.intercept_, atol=1e-5)
+
+
+def test_gradient_vanishes_at_the_solution():
+    vectors, labels = blobs(classes=3)
+    probe = LinearProbe(C=0.5).fit(vectors, labels)
+    scaled = (vectors - probe.mean_) / probe.scale_
+    residual = probe.predict_proba(vectors) - np.eye(3)[labels]
+    gradient = 0.5 * residual.T @ scaled + probe.coef_ * probe.scale_
+    assert np.abs(gradient).max() < 1e-3  # of a sum over 300 rows
+    assert np.abs(residual.sum(axis=0)).max() < 1e-3
+
+
+def test_constant_and_huge_features_are_safe():
+    vectors, labels = blobs(n=120, d=6, classes=3)
+    base = LinearProbe(C=1.0).fit(vectors, labels)
+    padded = np.c_[vectors, np.full(len(vectors), 7.1), np.zeros(len(vectors)), np.full(len(vectors), 1e12)]
+    probe = LinearProbe(C=1.0).fit(padded, labels)
+    assert np.isfinite(probe.coef_).all()
+    np.testing.assert_allclose(probe.predict_proba(padded), base.predict_proba(vectors), atol=1e-6)
+
+
+@pytest.mark.parametrize("names", [["cat", "dog", "fish"], [-7, 3, 1000], ["ä b", "", "z"]])
+def test_labels_of_any_kind(names):
+    vectors, labels = blobs(classes=3, spread=0.2)
+    named = np.array(names)[labels]
+    probe = LinearProbe(C=1.0).fit(vectors, named)
+    assert sorted(probe.classes_) == sorted(names)
+    assert probe.predict(vectors).dtype == named.dtype
+    assert probe.score(vectors, named) > 0.95
+
+
+def test_chosen_c_is_near_the_best_of_scikit_learn():
+    digits, labels = load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(labels))
+    train, test = order[:600], order[600:]
+    probe = LinearProbe().fit(digits[train], labels[train])
+    peers = [
+        make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=5000)).fit(digits[train], labels[train])
+        for C in (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+    ]
+    assert probe.score(digits[test], labels[test]) >= max(m.score(digits[test], labels[test]) for m in peers) - 0.01
+    assert [point.C for point in probe.path_] == sorted(point.C for point in probe.path_)
+    assert probe.C_ == min(probe.path_, key=lambda point: point.log_loss).C
+    assert set(C_PATH) >= {point.C for point in probe.path_}
+    # The refit is on all rows, from wherever it starts.
+    again = LinearProbe(C=probe.C_).fit(digits[train], labels[train])
+    np.testing.assert_allclose(again.predict_proba(digits), probe.predict_proba(digits), atol=1e-5)
+
+
+def test_dinov2_path():
+    assert len(DINOV2_C_PATH) == 45
+    assert DINOV2_C_PATH[0] == pytest.approx(1e-6)
+    assert DINOV2_C_PATH[-1] == pytest.approx(1e5)
+    vectors, labels = blobs()
+    probe = LinearProbe(Cs=DINOV2_C_PATH).fit(vectors, labels)
+    assert probe.C_ in DINOV2_C_PATH
+
+
+def test_random_labels_choose_a_strong_penalty():
+    rng = np.random.default_rng(0)
+    vectors, labels = rng.standard_normal((400, 30)), rng.integers(0, 2, size=400)
+    assert LinearProbe().fit(vectors, labels).C_ <= 1e-3
+
+
+def test_held_out_folds_are_stratified_and_never_split_copies():
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((200, 4))
+    labels = np.r_[np.zeros(150, int), np.ones(49, int), 2]
+    copies = np.r_[vectors, vectors[:60], vectors[:60]]
+    folds = fold_of_rows(content_keys(copies, 0), np.r_[labels, labels[:60], labels[:60]])
+    assert (folds[:60] == folds[200:260]).all()
+    assert (folds[:60] == folds[260:]).all()
+    single = fold_of_rows(content_keys(vectors, 0), labels)
+    assert np.bincount(single[:150]).tolist() == [30] * 5
+    assert sorted(np.bincount(single[150:199]).tolist()) == [9, 10, 10, 10, 10]
+    assert single[199] == -1
+    order = rng.permutation(200)
+    assert (fold_of_rows(content_keys(vectors[order], 0), labels[order]) == single[order]).all()
+    assert (content_keys(np.zeros((1, 4)), 0) == content_keys(np.full((1, 4), -0.0), 0)).all()
+    assert len(np.unique(content_keys(vectors.round(1), 0))) == len(np.unique(vectors.round(1) + 0.0, axis=0))
+
+
+def test_one_row_per_class_still_fits():
+    probe = LinearProbe().fit(np.eye(3), ["a", "b", "c"])
+    assert probe.path_ == []
+    assert probe.predict(np.eye(3)).tolist() == ["a", "b", "c"]
+
+
+def test_works_in_scikit_learn_tools():
+    vectors, labels = blobs()
+    pipeline = make_pipeline(Normalizer(), LinearProbe(C=1.0))
+    assert cross_val_score(pipeline, vectors, labels, cv=3).mean() > 0.3
+    search = GridSearchCV(LinearProbe(), {"C": [0.01, 1.0], "class_weight": [None, "balanced"]}, cv=3)
+    assert search.fit(vectors, labels).best_params_["C"] in (0.01, 1.0)
+    assert clone(LinearProbe(C=3.0)).get_params()["C"] == 3.0
+
+
+def test_embeddings_bring_their_labels():
+    vectors, labels = blobs()
+    ids = [str(i) for i in range(len(labels))]
+    embeddings = Embeddings(vectors=vectors, ids=ids, fingerprint="f", labels=labels)
+    probe = LinearProbe(C=1.0).fit(embeddings)
+    assert probe.score(embeddings) == probe.score(embeddings.vectors, labels)
+    assert (probe.predict(embeddings) == probe.predict(embeddings.vectors)).all()
+    bare = Embeddings(vectors=vectors, ids=ids, fingerprint="f")
+    assert LinearProbe(C=1.0).fit(bare, labels).score(bare, labels) > 0.5
+    with pytest.raises(DataError, match="carry no labels"):
+        LinearProbe().fit(bare)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"C": 0.0}, "C=0.0: expected a number > 0"),
+        ({"C": float("nan")}, "C=nan"),
+        ({"Cs": []}, "expected one or more numbers"),
+        ({"class_weight": "equal"}, "class_weight='equal'"),
+        ({"class_weight": {"x": 2.0}}, "class_weight names"),
+        ({"max_iter": 0}, "max_iter >= 1"),
+    ],
+)
+def test_settings_out_of_range(settings, message):
+    vectors, labels = blobs(n=40)
+    with pytest.raises(ValueError, match=message):
+        LinearProbe(**settings).fit(vectors, labels)
+
+
+def test_too_few_iterations_warn():
+    vectors, labels = blobs()
+    with pytest.warns(ConvergenceWarning, match="raise max_iter"):
+        LinearProbe(C=100.0, max_iter=2).fit(vectors, labels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        LinearProbe().fit(vectors, labels)

@@ -1,0 +1,123 @@
+"""How the linear probe chooses its penalty: held-out log loss along a path of ``C`` with warm starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt64
+from torch import Tensor
+
+from vitembed.probe.logistic import Axes, LogisticProblem
+
+NUM_FOLDS = 5
+"""Every hold-out is a fifth of the rows."""
+MAX_CROSS_VALIDATED = 2000
+"""Up to this many distinct rows all five fifths are held out in turn: one fifth of few rows is a noisy judge."""
+PATH_TOL = 1e-3
+"""Tolerance along the path: within about 1e-6 nats of the minimum, far below what a hold-out can tell apart."""
+PATIENCE_DECADES = 1.5
+"""The path ends when ``C`` has passed the best one by this factor (powers of ten): the loss is convex-like in log C."""
+
+
+@dataclass(frozen=True)
+class PathPoint:
+    """One ``C`` on the path and what it gave on held-out rows."""
+
+    C: float
+    log_loss: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The chosen ``C``, the path that led to it, and parameters to start the refit from."""
+
+    C: float
+    path: list[PathPoint]
+    start: Float[Tensor, "r_plus_1 k"] | None
+
+
+def content_keys(vectors: Float[np.ndarray, "n d"], seed: int) -> UInt64[np.ndarray, " n"]:
+    """Hash each row's bits into 64: equal rows have equal keys, wherever they stand.
+
+    Integer arithmetic modulo 2^64, so no rounding depends on the order of the rows.
+    """
+    factors = np.random.default_rng(seed).integers(0, 2**64, size=vectors.shape[1], dtype=np.uint64) | np.uint64(1)
+    bits = np.ascontiguousarray(vectors + 0.0, dtype=np.float64).view(np.uint64)  # + 0.0 turns -0.0 into 0.0
+    keys = (bits ^ (bits >> np.uint64(32))) @ factors
+    # The low bits of a product know only the low bits of its factors: mix (splitmix64's finaliser).
+    keys = (keys ^ (keys >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    keys = (keys ^ (keys >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed: np.ndarray = keys ^ (keys >> np.uint64(31))
+    return mixed
+
+
+def fold_of_rows(keys: UInt64[np.ndarray, " n"], targets: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+    """Deal the rows into folds 0..4, stratified by class; -1 for rows that are never held out.
+
+    Rows are dealt out within their class in the order of their keys. So copies of a row share a fold (a copy would
+    give the answer away), a row that is repeated counts as often as one with that weight, and the order of the rows
+    changes nothing. A class with one distinct row is never held out: without it the class would be unknown.
+    """
+    order = np.lexsort((keys, targets))
+    sorted_keys, sorted_targets = keys[order], targets[order]
+    new_class = np.r_[True, sorted_targets[1:] != sorted_targets[:-1]]
+    new_row = new_class | np.r_[True, sorted_keys[1:] != sorted_keys[:-1]]
+    # Numbering runs on over the classes, so that small classes do not all fill fold 0 first.
+    fold = (np.cumsum(new_row) - 1) % NUM_FOLDS
+    distinct = np.add.reduceat(new_row.astype(np.int64), np.flatnonzero(new_class))
+    fold[distinct[np.cumsum(new_class) - 1] == 1] = -1
+    folds = np.empty(len(keys), dtype=np.int64)
+    folds[order] = fold
+    return folds
+
+
+def choose_c(
+    axes: Axes,
+    targets: Int[Tensor, " n"],
+    weights: Float[Tensor, " n"],
+    num_classes: int,
+    keys: UInt64[np.ndarray, " n"],
+    Cs: Sequence[float],
+    *,
+    max_iter: int,
+) -> Choice:
+    """Choose the ``C`` with the least held-out log loss (the smaller one of equals).
+
+    Log loss and not accuracy, since accuracy on a few hundred rows moves in steps and ties.
+    When nothing can be held out (one distinct row per class) it is the middle of the path.
+    """
+    folds = fold_of_rows(keys, targets.cpu().numpy())
+    used = [fold for fold in range(NUM_FOLDS) if (folds == fold).any()]
+    if len(np.unique(keys)) > MAX_CROSS_VALIDATED:
+        used = used[:1]
+    ordered = sorted(Cs)
+    if not used:
+        return Choice(ordered[len(ordered) // 2], [], None)
+    problems = []
+    for fold in used:
+        rows = [torch.from_numpy(np.flatnonzero(side)).to(targets.device) for side in (folds != fold, folds == fold)]
+        train, held = (
+            LogisticProblem(axes.inputs[r], axes.spectrum, targets[r], weights[r], num_classes) for r in rows
+        )
+        problems.append((train, held, float(held.weights.sum())))
+    fits: list[Tensor | None] = [None] * len(problems)
+    path: list[PathPoint] = []
+    best, start = None, None
+    for C in ordered:
+        scores = []
+        for i, (train, held, _) in enumerate(problems):
+            fit = train.solve(C, start=fits[i], tol=PATH_TOL, max_iter=max_iter).params
+            fits[i] = fit
+            scores.append(held.log_loss_and_accuracy(fit))
+        log_loss, accuracy = np.average(scores, axis=0, weights=[weight for *_, weight in problems])
+        path.append(PathPoint(float(C), float(log_loss), float(accuracy)))
+        if best is None or log_loss < best.log_loss:
+            best, start = path[-1], fits[0]
+        elif C > best.C * 10**PATIENCE_DECADES * (1 + 1e-9):
+            break
+    assert best is not None
+    return Choice(best.C, path, start)
