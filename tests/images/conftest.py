@@ -36,14 +36,26 @@ def solid_folder(tmp_path: Path) -> Path:
     return folder
 
 
+def png_chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def png(width: int, height: int, bits: int, pixels: bytes, before_pixels: bytes = b"") -> bytes:
+    """A hand-made RGB PNG."""
+    head = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, 2, 0, 0, 0))
+    body = png_chunk(b"IDAT", zlib.compress(pixels))
+    return b"\x89PNG\r\n\x1a\n" + head + before_pixels + body + png_chunk(b"IEND", b"")
+
+
 def png_header(width: int, height: int) -> bytes:
     """A PNG that claims a size and holds next to nothing."""
+    return png(width, height, 8, b"\0" * 64)
 
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
-    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 64)) + chunk(b"IEND", b"")
+def png_16_bit_rgb(values: np.ndarray, before_pixels: bytes = b"") -> bytes:
+    """A PNG of uint16 [h, w, 3], which Pillow reads but does not write."""
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    return png(values.shape[1], values.shape[0], 16, rows, before_pixels)
 
 
 def encoded(image: Image.Image, format_name: str, **options: object) -> bytes:
@@ -68,5 +80,10 @@ def jpeg_with_orientation(jpeg: bytes, orientation: int) -> bytes:
 def draw() -> SimpleNamespace:
     """The functions above, as test modules cannot import a conftest."""
     return SimpleNamespace(
-        png_header=png_header, encoded=encoded, tiff_exif=tiff_exif, jpeg_with_orientation=jpeg_with_orientation
+        png_chunk=png_chunk,
+        png_16_bit_rgb=png_16_bit_rgb,
+        png_header=png_header,
+        encoded=encoded,
+        tiff_exif=tiff_exif,
+        jpeg_with_orientation=jpeg_with_orientation,
     )

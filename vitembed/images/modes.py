@@ -32,6 +32,8 @@ def to_rgb(image: PILImage, background: tuple[int, int, int]) -> PILImage:
         return _deep_to_rgb(image, background)
     if not image.has_transparency_data:
         return image if image.mode == "RGB" else image.convert("RGB")
+    if image.mode == "La":
+        image = image.convert("LA")  # Pillow knows no direct way
     rgba = image if image.mode == "RGBA" else _key_to_8_bits(image).convert("RGBA")
     canvas = Image.new("RGB", image.size, background)
     canvas.paste(rgba.convert("RGB"), mask=rgba.getchannel("A"))
@@ -74,9 +76,9 @@ def _scale_deep(values: npt.NDArray[np.generic], full_scale: float | None) -> np
         pixels = np.nan_to_num(pixels, nan=low, posinf=high, neginf=low)
         if low < 0 or high > 255:
             # A constant image has no range to stretch: black.
-            pixels = (pixels - low) * (255.0 / (high - low) if high > low else 0.0)
+            pixels = (pixels - low) * 255.0 / ((high - low) or 1.0)
         elif high <= 1 and values.dtype.kind == "f":
             pixels = pixels * 255.0
     else:
-        pixels = pixels * (255.0 / full_scale)
+        pixels = pixels * 255.0 / full_scale
     return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)

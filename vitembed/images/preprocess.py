@@ -66,12 +66,7 @@ class Preprocess:
         problems = []
         if self.img_size < 1:
             problems.append(f"img_size is {self.img_size}, must be at least 1")
-        if self.resize not in get_args(Resize):
-            problems.append(f"resize is {self.resize!r}, must be one of {', '.join(get_args(Resize))}")
-        if self.interpolation not in get_args(Interpolation):
-            problems.append(
-                f"interpolation is {self.interpolation!r}, must be one of {', '.join(get_args(Interpolation))}"
-            )
+        problems += _wrong_choices({"resize": self.resize, "interpolation": self.interpolation})
         if not 0 < self.crop_pct <= 1:
             problems.append(f"crop_pct is {self.crop_pct}, must be above 0 and at most 1")
         if not all(math.isfinite(value) for value in (*self.mean, *self.std)) or min(self.std) <= 0:
@@ -125,6 +120,8 @@ class Preprocess:
         if missing := [name for name in known if name not in values]:
             raise ModelError(f"preprocess: missing key {', '.join(missing)}")
         typed = {name: _typed(name, values[name], like=default) for name, default in known.items()}
+        if wrong := _wrong_choices(typed):
+            raise ModelError(f"preprocess: {'; '.join(wrong)}")
         try:
             return cls(**typed)
         except ValueError as error:
@@ -180,6 +177,15 @@ def _as_pil(image: np.ndarray | PILImage) -> PILImage:
             f"got {image.dtype} {list(image.shape)}"
         )
     return Image.fromarray(np.ascontiguousarray(image))
+
+
+def _wrong_choices(values: Mapping[str, Any]) -> list[str]:
+    allowed = {"resize": get_args(Resize), "interpolation": get_args(Interpolation)}
+    return [
+        f"{name} is {values[name]!r}, must be one of {', '.join(choices)}"
+        for name, choices in allowed.items()
+        if values[name] not in choices
+    ]
 
 
 def _typed(name: str, value: Any, *, like: Any) -> Any:
