@@ -1,0 +1,357 @@
+"""A collection: vectors at rest that stay in step with a folder of images, and answer for it."""
+# ruff: noqa: PTH100, PTH116, PTH117
+# Paths stay plain strings: names that are not UTF-8 are kept as they are, and links are not followed.
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vitembed.collection.catalog import CATALOG_FILE, Catalog, DamagedError
+from vitembed.collection.lock import writer_lock
+from vitembed.collection.nearest import LOCK_FILE, Hit, Nearest
+from vitembed.collection.plan import make_plan
+from vitembed.collection.update import StreamsVectors, UpdateProgress, UpdateReport, embed_plan, record_plan
+from vitembed.embeddings import Embeddings, unit_rows
+from vitembed.errors import BadImage, CollectionError, DataError, MismatchError, printable
+from vitembed.images.source import walk
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+log = logging.getLogger("vitembed")
+
+
+class Collection:
+    """Images as unit vectors of one encoder, in one folder. One process writes at a time, any number search.
+
+    Scores are cosines: inner products, in float32, of the unit query with the stored unit vector, which is kept as
+    float16. An image therefore meets itself at 1 up to that rounding (below 0.001). Equal scores are ordered by path.
+    """
+
+    def __init__(self, directory: Path, catalog: Catalog) -> None:
+        self.directory = directory
+        self._catalog = catalog
+        self._nearest = Nearest(directory, catalog)
+
+    @classmethod
+    def create(
+        cls,
+        directory: str | os.PathLike[str],
+        *,
+        fingerprint: str,
+        dim: int,
+        meta: dict[str, Any] | None = None,
+        root: str | os.PathLike[str] | None = None,
+        rebuild: bool = False,
+    ) -> Collection:
+        """Make a collection in ``directory``, or open the one that is there if it is of the same encoder.
+
+        Args:
+            directory: Its folder, made if absent.
+            fingerprint: Of the encoder; vectors of another one are refused from then on.
+            dim: Width of the vectors.
+            meta: JSON-safe facts about the encoder, for people.
+            root: Paths below this folder are stored relative to it, so the collection can move with it. By default
+                the folder that holds the workspace.
+            rebuild: Empty a collection that is there, whatever encoder or damage it has.
+
+        Raises:
+            MismatchError: If the one that is there belongs to another encoder.
+            CollectionError: If it cannot be written, is damaged, of a newer format, or held by another writer.
+        """
+        folder = _absolute(directory)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CollectionError(f"cannot make {printable(folder)}: {error.strerror}") from error
+        with writer_lock(folder / LOCK_FILE):
+            if _has_catalog(folder) and not rebuild:
+                collection = cls.open(folder)
+                try:
+                    collection._refuse_others(fingerprint, dim)
+                except MismatchError:
+                    collection.close()
+                    raise
+                return collection
+            top = _default_root(folder) if root is None else _absolute(root)
+            catalog = _create_catalog(folder, str(top), fingerprint, dim, dict(meta or {}), rebuild)
+            return cls(folder, catalog)
+
+    @classmethod
+    def open(cls, directory: str | os.PathLike[str]) -> Collection:
+        """Open the collection in ``directory``, for searching or updating.
+
+        Raises:
+            CollectionError: If there is none, or it is damaged or of a newer format.
+        """
+        folder = _absolute(directory)
+        return cls(folder, Catalog.open(folder / CATALOG_FILE))
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the encoder that made the vectors."""
+        return self._catalog.fingerprint
+
+    @property
+    def dim(self) -> int:
+        """Width of a vector."""
+        return self._catalog.dim
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """Facts about the encoder."""
+        return dict(self._catalog.meta)
+
+    @property
+    def root(self) -> Path:
+        """The folder to which stored paths are relative."""
+        return Path(self._catalog.root)
+
+    def __len__(self) -> int:
+        with self._catalog.read():
+            return self._catalog.num_vectors()
+
+    def __enter__(self) -> Collection:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._catalog.close()
+
+    def update(
+        self,
+        encoder: StreamsVectors,
+        inputs: Sequence[str | os.PathLike[str]],
+        *,
+        batch_size: int = 64,
+        num_workers: int | None = None,
+        follow_symlinks: bool = False,
+        retry_bad: bool = False,
+        progress: Callable[[UpdateProgress], None] | None = None,
+    ) -> UpdateReport:
+        """Bring the vectors of ``inputs`` up to date. Costs stat calls alone where nothing has changed.
+
+        New and changed images are embedded. A file that was moved or copied keeps its vector, known by content. Rows
+        of files below ``inputs`` that are gone are deleted. Unreadable images are recorded with the reason and tried
+        again when their file changes. At least every 1,000 images or 30 seconds all is committed: a killed update
+        loses no more than that, and the same call goes on from there.
+
+        Args:
+            encoder: Must be the one that made the collection.
+            inputs: Folders (recursive), files, ``@list.txt``.
+            batch_size: Images per pass through the model.
+            num_workers: Threads that decode; by default the encoder's own choice.
+            follow_symlinks: Enter linked folders.
+            retry_bad: Try all bad images again.
+            progress: Called after each batch.
+
+        Raises:
+            MismatchError: If the encoder is another one.
+            CollectionError: If another process is writing.
+            DataError: If an input does not exist.
+        """
+        start = time.perf_counter()
+        with writer_lock(self.directory / LOCK_FILE):
+            self._refuse_others(encoder.fingerprint, encoder.embed_dim)
+            inputs = [inputs] if isinstance(inputs, (str, os.PathLike)) else list(inputs)
+            entries, unreadable = walk(inputs, follow_symlinks=follow_symlinks)
+            with self._catalog.read():
+                self._catalog.check_same()
+                plan = make_plan(self._catalog.rows(), entries, unreadable, inputs, retry_bad=retry_bad)
+            record_plan(self._catalog, plan)
+            bad, model_share = [error for _, error in plan.bad], 0.0
+            more_bad = list[BadImage]()
+            if plan.embed:
+                more_bad, model_share = embed_plan(
+                    self._catalog, plan, encoder, batch_size=batch_size, num_workers=num_workers, progress=progress
+                )
+            if plan.embed or plan.changes_catalog():
+                self._nearest.publish()
+        seconds = time.perf_counter() - start
+        failed = {error.path for error in more_bad}
+        num_embedded = len(plan.embed) - len(more_bad)
+        good = [work for work in plan.embed if work.entry.path not in failed] + [work for _, work in plan.copied]
+        num_changed = sum(work.known for work in good)
+        return UpdateReport(
+            added=len(good) - num_changed,
+            changed=num_changed,
+            deleted=len(plan.deleted),
+            unchanged=plan.num_unchanged,
+            moved=len(plan.moved),
+            bad=sorted([*plan.known_bad, *bad, *more_bad], key=lambda error: os.fsencode(error.path)),
+            num_other=plan.num_other,
+            num_embedded=num_embedded,
+            seconds=seconds,
+            images_per_second=num_embedded / seconds,
+            limit="model" if model_share >= 0.5 else "decode",
+        )
+
+    def update_from(self, embeddings: Embeddings) -> UpdateReport:
+        """Take vectors from anywhere: rows with new ids are added, those with known ids replaced.
+
+        An id that is an absolute path stands for that file, as if it had been embedded here. Any other id is kept as
+        it is, and no later ``update`` touches it.
+
+        Raises:
+            MismatchError: If they are of another encoder or width.
+            DataError: If an id occurs twice, or a vector is zero.
+        """
+        start = time.perf_counter()
+        if len(set(embeddings.ids)) != len(embeddings):
+            raise DataError(f"{len(embeddings) - len(set(embeddings.ids))} ids occur more than once")
+        vectors = unit_rows(embeddings.vectors)
+        added = changed = unchanged = 0
+        with writer_lock(self.directory / LOCK_FILE):
+            self._refuse_others(embeddings.fingerprint, embeddings.dim)
+            with self._catalog.read():
+                self._catalog.check_same()
+                known = {row.path: row.id for row in self._catalog.rows() if row.status == "ok"}
+                stored = dict(zip(known, self._catalog.vectors(list(known.values())), strict=True))
+            with self._catalog.write():
+                for name, vector in zip(embeddings.ids, vectors, strict=True):
+                    old = stored.get(name)
+                    if old is not None and np.array_equal(old, vector.astype(old.dtype)):
+                        unchanged += 1
+                        continue
+                    changed += old is not None
+                    added += old is None
+                    external = not os.path.isabs(name)
+                    size, mtime_ns = (-1, -1) if external else _stat(name)
+                    self._catalog.insert(name, external=external, size=size, mtime_ns=mtime_ns, vector=vector)
+            self._nearest.publish()
+        seconds = time.perf_counter() - start
+        return UpdateReport(added, changed, 0, unchanged, 0, [], 0, 0, seconds, 0.0, "decode")
+
+    def search(self, query: np.ndarray, *, k: int = 10, exclude_paths: Sequence[str] = ()) -> list[Hit]:
+        """Images whose vectors are nearest to a query, exact, best first.
+
+        Args:
+            query: ``[d]``, of any length but zero; or ``[q, d]``: the mean of the unit vectors is searched for.
+            k: How many; fewer come back if there are fewer.
+            exclude_paths: Absolute paths (or external ids) that are left out.
+
+        Raises:
+            DataError: If ``k`` < 1, or the query has another width, is zero or not finite.
+            CollectionError: If another process has meanwhile rebuilt the collection.
+        """
+        vectors = np.atleast_2d(np.asarray(query))
+        self._check_width(vectors)
+        return self._nearest.search(unit_rows(unit_rows(vectors).mean(axis=0, keepdims=True)), k, exclude_paths)[0]
+
+    def search_many(self, queries: np.ndarray, *, k: int = 10, exclude_paths: Sequence[str] = ()) -> list[list[Hit]]:
+        """The same for each row of ``queries`` ``[q, d]`` on its own."""
+        self._check_width(np.asarray(queries))
+        return self._nearest.search(unit_rows(queries), k, exclude_paths)
+
+    def vector(self, path: str | os.PathLike[str], *, unchanged: bool = False) -> np.ndarray | None:
+        """The stored unit vector of an image, float32 ``[d]``; None if the collection has none.
+
+        Args:
+            path: Of the image, or an external id.
+            unchanged: None as well if the file is no longer the one that was embedded, by size and time.
+        """
+        text = os.fsdecode(path)
+        with self._catalog.read():
+            row = self._catalog.find(os.path.abspath(text)) or self._catalog.find(text)
+            if (
+                row is None
+                or row.status != "ok"
+                or (unchanged and not row.external and _stat(row.path) != (row.size, row.mtime_ns))
+            ):
+                return None
+            vector: np.ndarray = self._catalog.vectors([row.id])[0].astype(np.float32)
+            return vector
+
+    def paths(self) -> list[str]:
+        """Of all images that have a vector: absolute paths and external ids, sorted."""
+        with self._catalog.read():
+            return sorted(row.path for row in self._catalog.rows() if row.status == "ok")
+
+    def bad(self) -> list[tuple[str, str]]:
+        """Path and reason of all images that could not be embedded, sorted."""
+        with self._catalog.read():
+            return sorted((row.path, row.reason or "bad") for row in self._catalog.rows() if row.status == "bad")
+
+    def embeddings(self) -> Embeddings:
+        """All stored vectors, as unit float32 rows, sorted by path."""
+        with self._catalog.read():
+            found = sorted((row.path, row.id) for row in self._catalog.rows() if row.status == "ok")
+            vectors = self._catalog.vectors([row for _, row in found])
+        meta = {**self.meta, "normalized": True}
+        return Embeddings(vectors.astype(np.float32), [path for path, _ in found], self.fingerprint, None, meta)
+
+    def verify(self) -> None:
+        """Check the truth by SQLite's own check, and the cache by its SHA-256; a damaged cache is made anew.
+
+        Raises:
+            CollectionError: If the catalogue is damaged.
+        """
+        self._catalog.check()
+        self._nearest.verify()
+
+    def _check_width(self, vectors: np.ndarray) -> None:
+        if vectors.ndim != 2 or not len(vectors) or vectors.shape[1] != self.dim:
+            raise DataError(
+                f"the collection holds {self.dim}-d vectors, the query has shape {list(vectors.shape)}: "
+                "was it embedded with another encoder?"
+            )
+
+    def _refuse_others(self, fingerprint: str, dim: int) -> None:
+        if fingerprint != self.fingerprint or dim != self.dim:
+            raise MismatchError(
+                f"the collection in {printable(self.directory)} is of encoder {self.fingerprint[:12]} ({self.dim}-d), "
+                f"this is encoder {fingerprint[:12] or 'unknown'} ({dim}-d): run vitembed index --rebuild, "
+                "or name another --workspace"
+            )
+
+
+def _has_catalog(folder: Path) -> bool:
+    try:
+        return (folder / CATALOG_FILE).stat().st_size > 0  # empty: killed while it was made
+    except FileNotFoundError:
+        return False
+
+
+def _create_catalog(
+    folder: Path, root: str, fingerprint: str, dim: int, meta: dict[str, Any], rebuild: bool
+) -> Catalog:
+    file = folder / CATALOG_FILE
+    try:
+        return Catalog.create(file, root=root, fingerprint=fingerprint, dim=dim, meta=meta)
+    except DamagedError as error:  # beyond emptying
+        if not rebuild:
+            raise
+        log.warning("%s; starting anew", error)
+        for name in (CATALOG_FILE, f"{CATALOG_FILE}-wal", f"{CATALOG_FILE}-shm"):
+            (folder / name).unlink(missing_ok=True)
+        return Catalog.create(file, root=root, fingerprint=fingerprint, dim=dim, meta=meta)
+
+
+def _default_root(folder: Path) -> Path:
+    from vitembed.workspace import WORKSPACE_DIR
+
+    return folder.parent.parent if folder.parent.name == WORKSPACE_DIR else folder.parent
+
+
+def _stat(path: str) -> tuple[int, int]:
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
+
+
+def _absolute(path: str | os.PathLike[str]) -> Path:
+    return Path(os.path.abspath(path))

@@ -1,0 +1,222 @@
+"""Bringing a collection up to date: the plan's cheap steps in one transaction, then images batch by batch."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from vitembed.collection.catalog import Catalog
+from vitembed.collection.plan import Plan, Work, hash_content
+from vitembed.embeddings import unit_rows
+from vitembed.errors import BadImage, DataError, ModelError, printable
+from vitembed.images.source import ImageRef
+
+MAX_UNCOMMITTED_IMAGES = 1_000
+MAX_UNCOMMITTED_SECONDS = 30.0
+
+
+class EmbeddedImages(Protocol):
+    """Some of the images that an encoder was given (``vitembed.model.encoder.EmbeddedBatch``)."""
+
+    @property
+    def indices(self) -> np.ndarray: ...  # noqa: D102
+    @property
+    def vectors(self) -> np.ndarray: ...  # noqa: D102
+    @property
+    def bad(self) -> list[tuple[int, BadImage]]: ...  # noqa: D102
+    @property
+    def model_seconds(self) -> float: ...  # noqa: D102
+
+
+@runtime_checkable
+class StreamsVectors(Protocol):
+    """What a collection asks of an encoder; ``vitembed.load`` gives one, but any object with these will do."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest of everything that shapes a vector."""
+
+    @property
+    def embed_dim(self) -> int:
+        """Width of a vector."""
+
+    def stream(
+        self, refs: Sequence[ImageRef], *, batch_size: int = 64, num_workers: int | None = None
+    ) -> Iterator[EmbeddedImages]:
+        """Vectors batch by batch."""
+
+
+@dataclass(frozen=True)
+class UpdateProgress:
+    """Where an update stands, for a progress bar."""
+
+    done: int
+    """Images that have been embedded or found bad, committed or not."""
+    total: int
+    """Images to embed in this update."""
+    num_bad: int
+    images_per_second: float
+    eta_seconds: float | None
+    """None as long as nothing is known."""
+    decode_share: float
+    """Share of the time, 0 to 1, that the model waited for decoded images."""
+    model_share: float
+    """The other share, in which the model worked."""
+
+
+@dataclass(frozen=True)
+class UpdateReport:
+    """What an update did, in images."""
+
+    added: int
+    changed: int
+    deleted: int
+    unchanged: int
+    moved: int
+    bad: list[BadImage]
+    """Every image below the inputs that has no vector, with the reason, also those known from before."""
+    num_other: int
+    """Files that neither are nor claim to be images."""
+    num_embedded: int
+    """Images that went through the model; the rest was known by content."""
+    seconds: float
+    images_per_second: float
+    """Embedded images by the time this took; 0 if there was none."""
+    limit: str
+    """What would have to be faster: ``decode`` or ``model``."""
+
+
+class Uncommitted:
+    """Vectors and bad images that wait for the next transaction, while their files are hashed in the background."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self._pool = ThreadPoolExecutor(2)
+        self._since = time.monotonic()
+        self._good: list[tuple[Work, np.ndarray, Future[bytes | None] | None]] = []
+        self._bad: list[tuple[Work, BadImage]] = []
+
+    def add(self, work: Work, vector: np.ndarray) -> None:
+        """Take a unit vector ``[d]``. Its file is hashed now, as the system has it in memory from decoding."""
+        future = self._pool.submit(hash_content, work.entry) if work.content_hash is None else None
+        self._good.append((work, vector, future))
+
+    def add_bad(self, work: Work, error: BadImage) -> None:
+        """Take an image that has no vector."""
+        self._bad.append((work, error))
+
+    def is_due(self) -> bool:
+        """Whether as much would be lost as may be lost."""
+        waiting = len(self._good) + len(self._bad)
+        return waiting >= MAX_UNCOMMITTED_IMAGES or time.monotonic() - self._since >= MAX_UNCOMMITTED_SECONDS
+
+    def commit(self) -> None:
+        """Write everything in one transaction."""
+        good, bad = self._good, self._bad
+        # Forgotten first: if this write fails, it is not tried again on the way out.
+        self._good, self._bad, self._since = [], [], time.monotonic()
+        hashed = [(work, vector, work.content_hash if job is None else job.result()) for work, vector, job in good]
+        if not hashed and not bad:
+            return
+        with self._catalog.write():
+            for work, vector, content_hash in hashed:
+                # A file that changed meanwhile has no hash here, and a stat that the next update finds out of date.
+                entry = work.entry
+                self._catalog.insert(
+                    entry.path, size=entry.size, mtime_ns=entry.mtime_ns, content_hash=content_hash, vector=vector
+                )
+            for work, error in bad:
+                insert_bad(self._catalog, work, error)
+
+    def close(self) -> None:
+        """Let go of the threads."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def insert_bad(catalog: Catalog, work: Work, error: BadImage) -> None:
+    """Record a bad image, so that it is not tried again before its file changes."""
+    entry = work.entry
+    # Permissions change without a new mtime: look again next time at what could not even be opened.
+    mtime_ns = entry.mtime_ns if os.access(entry.path, os.R_OK) else -1
+    reason = printable(error.reason)
+    catalog.insert(entry.path, size=entry.size, mtime_ns=mtime_ns, status="bad", reason=reason)
+
+
+def record_plan(catalog: Catalog, plan: Plan) -> None:
+    """Everything in the plan that needs no encoder, in one transaction; nothing is written if there is nothing."""
+    if not plan.changes_catalog():
+        return
+    with catalog.write():
+        # Read before anything goes: two files that swapped names are each other's source.
+        vectors = catalog.vectors([row for row, _ in plan.copied])
+        catalog.delete(plan.deleted)
+        for row, entry in (*plan.moved, *plan.touched):
+            catalog.relocate(row, entry.path, entry.size, entry.mtime_ns)
+        for (_, work), vector in zip(plan.copied, vectors, strict=True):
+            entry = work.entry
+            catalog.insert(
+                entry.path, size=entry.size, mtime_ns=entry.mtime_ns, content_hash=work.content_hash, vector=vector
+            )
+        for entry, error in plan.bad:
+            insert_bad(catalog, Work(entry, False, None), error)
+        for entry in plan.other:
+            catalog.insert(entry.path, size=entry.size, mtime_ns=entry.mtime_ns, status="other")
+
+
+def embed_plan(
+    catalog: Catalog,
+    plan: Plan,
+    encoder: StreamsVectors,
+    *,
+    batch_size: int,
+    num_workers: int | None,
+    progress: Callable[[UpdateProgress], None] | None,
+) -> tuple[list[BadImage], float]:
+    """Embed and commit the images of the plan; what was embedded when an exception comes is committed too.
+
+    Returns:
+        The images that turned out bad, and the share of the time in which the model worked.
+    """
+    start = time.perf_counter()
+    bad: list[BadImage] = []
+    done, model_seconds, model_share = 0, 0.0, 0.0
+    uncommitted = Uncommitted(catalog)
+    try:
+        refs = [ImageRef(work.entry.path) for work in plan.embed]
+        for batch in encoder.stream(refs, batch_size=batch_size, num_workers=num_workers):
+            errors = list(batch.bad)
+            for index, vector in zip(batch.indices.tolist(), batch.vectors, strict=True):
+                work = plan.embed[index]
+                if vector.shape != (catalog.dim,):
+                    raise ModelError(f"the encoder gave a vector of width {vector.shape[-1]}, expected {catalog.dim}")
+                try:
+                    uncommitted.add(work, unit_rows(vector[None])[0])
+                except DataError:
+                    errors.append((index, BadImage(work.entry.path, "its vector is zero or not finite")))
+            for index, error in errors:
+                uncommitted.add_bad(plan.embed[index], error)
+                bad.append(error)
+            done += len(batch.indices) + len(batch.bad)
+            model_seconds += batch.model_seconds
+            if uncommitted.is_due():
+                uncommitted.commit()
+            elapsed = time.perf_counter() - start
+            model_share = min(1.0, model_seconds / max(elapsed, 1e-9))
+            if progress is not None:
+                speed = done / max(elapsed, 1e-9)
+                eta = (len(refs) - done) / speed if done else None
+                progress(UpdateProgress(done, len(refs), len(bad), speed, eta, 1 - model_share, model_share))
+    finally:
+        try:
+            uncommitted.commit()
+        finally:
+            uncommitted.close()
+    if done != len(refs):
+        raise ModelError(f"the encoder answered for {done} of {len(refs)} images")
+    return bad, model_share
