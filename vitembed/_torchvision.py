@@ -41,5 +41,7 @@ def import_torchvision() -> ModuleType:
         import torch
 
         if _library is None:
-            _library = torch.library.Library("torchvision", "FRAGMENT")
+            _library = torch.library.Library(  # type: ignore[no-untyped-call]
+                "torchvision", "FRAGMENT"
+            )
         _library.define(f"{missing[1]}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

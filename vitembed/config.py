@@ -292,8 +292,8 @@ class TrainerConfig:
 
     accelerator: str = "auto"
     """auto, cpu, gpu or mps."""
-    devices: str = "auto"
-    """Number of devices, or auto."""
+    devices: str = "1"
+    """Number of devices, or auto for all."""
     num_nodes: int = 1
     """Machines."""
     strategy: str = "auto"

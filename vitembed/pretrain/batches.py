@@ -1,0 +1,106 @@
+"""Batches of decoded images for a training run: every batch follows from the seed and the step alone.
+
+So a run that was interrupted goes on with the very batches it would have seen, without replaying the earlier ones.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from typing import TypedDict
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from vitembed.images.cache import ImageCache
+
+
+class ImageBatch(TypedDict):
+    """What a training step gets."""
+
+    images: Tensor
+    """uint8 [b, s, s, c]: whole images squashed to squares."""
+    aspect: Tensor
+    """float32 [b]: width over height of the originals."""
+
+
+class BatchStream:
+    """An endless stream of batches; each pass over the images has its own order, the last odd images are left out.
+
+    Args:
+        cache: Decoded images.
+        batch_size: Images per step and process; fewer when there are not so many images.
+        seed: Decides every order.
+        rank: This process among ``world_size``.
+        world_size: Processes that share the images.
+        first_step: Called at the start of iteration; tells which step comes next.
+    """
+
+    def __init__(
+        self,
+        cache: ImageCache,
+        *,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        first_step: Callable[[], int] = lambda: 0,
+    ) -> None:
+        self.cache = cache
+        self.batch_size = min(batch_size, len(cache.refs) // world_size)
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.first_step = first_step
+        self.steps_per_epoch = len(cache.refs) // (self.batch_size * world_size)
+
+    def rows(self, step: int) -> npt.NDArray[np.int64]:
+        """Rows of the cache that this process sees in a step."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.cache.refs))
+        start = (place * self.world_size + self.rank) * self.batch_size
+        return order[start : start + self.batch_size]
+
+    def batch(self, step: int) -> ImageBatch:
+        """The batch of a step."""
+        rows = self.rows(step)
+        return {
+            "images": torch.from_numpy(np.ascontiguousarray(self.cache.images[rows])),
+            "aspect": torch.from_numpy(np.ascontiguousarray(self.cache.aspect[rows])),
+        }
+
+    def __iter__(self) -> Iterator[ImageBatch]:
+        """Batches from ``first_step`` on, read two ahead by a thread."""
+        ready: queue.Queue[ImageBatch | BaseException] = queue.Queue(maxsize=2)
+        done = threading.Event()
+
+        def put(item: ImageBatch | BaseException) -> None:
+            while not done.is_set():
+                try:
+                    return ready.put(item, timeout=0.1)
+                except queue.Full:
+                    continue
+
+        def read() -> None:
+            step = self.first_step()
+            try:
+                while not done.is_set():
+                    put(self.batch(step))
+                    step += 1
+            except BaseException as error:  # handed to the training thread, which raises it
+                put(error)
+
+        reader = threading.Thread(target=read, name="vitembed-batches", daemon=True)
+        reader.start()
+        try:
+            while True:
+                item = ready.get()
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+        finally:
+            done.set()
+            reader.join()
