@@ -116,7 +116,7 @@ def test_chosen_c_is_near_the_best_of_scikit_learn():
     assert set(C_PATH) >= {point.C for point in probe.path_}
     # The refit is on all rows, from wherever it starts.
     again = LinearProbe(C=probe.C_).fit(digits[train], labels[train])
-    np.testing.assert_allclose(again.predict_proba(digits), probe.predict_proba(digits), atol=1e-5)
+    np.testing.assert_allclose(again.predict_proba(digits), probe.predict_proba(digits), atol=1e-4)
 
 
 def test_dinov2_path():

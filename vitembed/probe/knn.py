@@ -1,0 +1,164 @@
+"""k-nearest-neighbour probe: the classifier that needs no training, as a scikit-learn estimator."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Float64, Int64
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from vitembed.probe.inputs import device_name, labels_of, vectors_of
+
+QUERY_BLOCK = 512
+BANK_BLOCK = 32768
+"""Similarities are computed 512 x 32,768 at a time: 64 MiB, whatever the number of vectors."""
+SLACK = 16
+"""Candidates beyond k that the float32 product hands to the exact ranking, so that rounding cannot cost a neighbour."""
+
+
+class KNNProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn ships no types
+    """Votes of the k most similar vectors by cosine, weighted with ``exp(similarity / temperature)``.
+
+    Exact: every stored vector is compared, in blocks of bounded memory. Equal similarities are ranked by row number.
+
+    Args:
+        k: Neighbours that vote, >= 1. With fewer stored vectors all of them vote.
+        temperature: Softmax temperature of the votes, > 0; small values trust the nearest.
+        device: ``"auto"`` (CUDA when there, else CPU) or any torch device, for the products.
+
+    Attributes:
+        classes_: Labels, sorted.
+        vectors_: float32 ``[n, d]``, the stored vectors with unit length (zero vectors stay zero).
+        targets_: int64 ``[n]``, positions in ``classes_``.
+
+    Source: Wu et al. 2018, arXiv:1805.01978, section 3.4, with k = 20 of DINOv2's protocol (``eval/knn.py``, k in 10,
+    20, 100, 200; T = 0.07).
+    """
+
+    def __init__(self, k: Any = 20, *, temperature: Any = 0.07, device: Any = "auto") -> None:
+        # Any: scikit-learn asks that the constructor takes whatever comes and that ``fit`` judges it.
+        self.k = k
+        self.temperature = temperature
+        self.device = device
+
+    def fit(self, X: Any, y: Any = None) -> KNNProbe:
+        """Store vectors ``[n, d]`` and labels ``[n]``, or ``Embeddings`` that carry labels.
+
+        Raises:
+            ValueError: If the data is not what scikit-learn takes, or a setting is out of range.
+            DataError: If ``X`` is ``Embeddings`` without labels and no ``y`` is given.
+        """
+        _check_k(self.k)
+        if not 0 < self.temperature < np.inf:
+            raise ValueError(f"temperature={self.temperature!r}: expected a number > 0")
+        X, y = validate_data(self, vectors_of(X), labels_of(X, y), dtype=[np.float32, np.float64])
+        check_classification_targets(y)
+        self.classes_, targets = np.unique(y, return_inverse=True)
+        self.targets_ = targets.astype(np.int64)
+        self.vectors_ = unit_rows(X)
+        return self
+
+    def kneighbors(self, X: Any, k: int | None = None) -> tuple[Float64[np.ndarray, "q k"], Int64[np.ndarray, "q k"]]:
+        """Cosine similarities of each row's nearest stored vectors, best first, and their row numbers.
+
+        Args:
+            X: Vectors ``[q, d]`` or ``Embeddings``.
+            k: How many; the probe's own ``k`` by default, at most the number of stored vectors.
+        """
+        check_is_fitted(self)
+        X = validate_data(self, vectors_of(X), dtype=[np.float32, np.float64], reset=False)
+        k = self.k if k is None else k
+        _check_k(k)
+        return nearest(unit_rows(X), self.vectors_, k, device=device_name(self.device))
+
+    def predict_proba(self, X: Any) -> Float64[np.ndarray, "q c"]:
+        """Share of the votes for each class, in the order of ``classes_``; rows sum to 1."""
+        similarities, neighbours = self.kneighbors(X)
+        votes = np.exp((similarities - similarities[:, :1]) / self.temperature)
+        votes /= votes.sum(axis=1, keepdims=True)
+        num_classes = len(self.classes_)
+        cells = np.arange(len(votes))[:, None] * num_classes + self.targets_[neighbours]
+        shares = np.bincount(cells.ravel(), weights=votes.ravel(), minlength=len(votes) * num_classes)
+        result: np.ndarray = shares.reshape(len(votes), num_classes)
+        return result
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Label with the most votes for each row; of equals the first in ``classes_``."""
+        shares = self.predict_proba(X)
+        labels: np.ndarray = self.classes_[shares.argmax(axis=1)]
+        return labels
+
+    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
+        """Accuracy in 0..1 on vectors and labels, or on ``Embeddings`` that carry labels."""
+        return float(super().score(X, labels_of(X, y), sample_weight))
+
+
+def unit_rows(vectors: Float[np.ndarray, "n d"]) -> Float32[np.ndarray, "n d"]:
+    """Rows scaled to length 1; rows of zeros stay zero."""
+    unit = np.empty(vectors.shape, dtype=np.float32)
+    for begin in range(0, len(vectors), BANK_BLOCK):
+        block = vectors[begin : begin + BANK_BLOCK].astype(np.float64)
+        # Dividing by the largest entry first keeps the squares of huge and tiny rows in range.
+        peak = np.abs(block).max(axis=1, keepdims=True)
+        block /= np.where(peak == 0, 1.0, peak)
+        length = np.linalg.norm(block, axis=1, keepdims=True)
+        block /= np.where(length == 0, 1.0, length)
+        unit[begin : begin + BANK_BLOCK] = block
+    return unit
+
+
+def nearest(
+    queries: Float32[np.ndarray, "q d"], bank: Float32[np.ndarray, "n d"], k: int, *, device: str = "cpu"
+) -> tuple[Float64[np.ndarray, "q k"], Int64[np.ndarray, "q k"]]:
+    """Similarities and row numbers of the k bank rows with the largest inner product, best first.
+
+    A float32 matrix product proposes candidates; these are ranked by float64 products, so the result does not depend
+    on how queries are batched. ``k`` is clipped to the number of rows. Measured on 2 cores (20,000 x 384 bank, 4,000
+    queries), this is 3 times as fast as a batch search in FAISS's flat index, so FAISS is not used here.
+    """
+    k = min(k, len(bank))
+    wide = min(k + SLACK, len(bank))
+    similarities = np.empty((len(queries), k), dtype=np.float64)
+    neighbours = np.empty((len(queries), k), dtype=np.int64)
+    stored = torch.from_numpy(bank).to(device)
+    rows = max(1, 2**23 // (wide * bank.shape[1]))  # float64 candidates at a time: 64 MiB
+    for begin in range(0, len(queries), QUERY_BLOCK):
+        block = queries[begin : begin + QUERY_BLOCK]
+        candidates = _candidates(torch.from_numpy(block).to(device), stored, wide)
+        for first in range(0, len(block), rows):
+            part = candidates[first : first + rows]
+            exact = np.einsum(
+                "qd,qkd->qk", block[first : first + rows].astype(np.float64), bank[part].astype(np.float64)
+            )
+            order = np.lexsort((part, -exact))[:, :k]
+            place = slice(begin + first, begin + first + len(part))
+            similarities[place] = np.take_along_axis(exact, order, axis=1)
+            neighbours[place] = np.take_along_axis(part, order, axis=1)
+    return similarities, neighbours
+
+
+def _candidates(queries: torch.Tensor, bank: torch.Tensor, wide: int) -> Int64[np.ndarray, "q wide"]:
+    """Row numbers of the ``wide`` largest products, in any order."""
+    best: torch.Tensor | None = None
+    rows: torch.Tensor | None = None
+    for begin in range(0, len(bank), BANK_BLOCK):
+        products = queries @ bank[begin : begin + BANK_BLOCK].T
+        values, positions = products.topk(min(wide, products.shape[1]), dim=1, sorted=False)
+        positions += begin
+        if best is not None and rows is not None:
+            values, positions = torch.cat([best, values], dim=1), torch.cat([rows, positions], dim=1)
+            values, kept = values.topk(min(wide, values.shape[1]), dim=1, sorted=False)
+            positions = positions.gather(1, kept)
+        best, rows = values, positions
+    assert rows is not None
+    found: np.ndarray = rows.cpu().numpy()
+    return found
+
+
+def _check_k(k: Any) -> None:
+    if not isinstance(k, (int, np.integer)) or k < 1:
+        raise ValueError(f"k={k!r}: expected a whole number >= 1")
