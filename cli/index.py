@@ -1,0 +1,111 @@
+"""``vitembed index``: one vector per image in the workspace's collection, kept up to date."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vitembed.errors import DataError, VitembedError
+from vitembed.workspace import find_workspace
+
+from .models import open_encoder, recorded_model
+from .options import VECTOR_SUFFIXES, Images, ModelOption, ReportOption, StrictOption, WorkspaceOption
+from .output import duration, finish, progress_bar, say_facts, shown
+
+if TYPE_CHECKING:
+    from vitembed.collection.collection import Collection
+    from vitembed.collection.update import UpdateReport
+
+
+def index(
+    images: Images,
+    model: ModelOption = None,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Empty the index first, as after training a new model.")
+    ] = False,
+    strict: StrictOption = False,
+    report: ReportOption = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Make images searchable, or bring the index up to date.
+
+    The same command again updates: new and changed images are embedded, those gone from the folders are taken out, and
+    what has not changed costs no more than a look at each file's size and time. In the place of images, one vector file
+    (npy, npz, parquet, csv, safetensors) is taken as it is.
+
+    \b
+    Examples:
+      vitembed index ./images
+      vitembed index ./images ../more --report skipped.jsonl
+      vitembed index vectors.parquet
+    """  # noqa: D301
+    if len(images) == 1 and images[0].endswith(VECTOR_SUFFIXES):
+        _index_vectors(Path(images[0]), rebuild, workspace)
+        return
+    from vitembed.collection.collection import Collection
+
+    encoder = open_encoder(model or _recorded(workspace, rebuild), workspace)
+    place = find_workspace(workspace, create=True)
+    meta = {
+        "model": encoder.name,
+        "model_path": os.path.abspath(encoder.name),  # noqa: PTH100  # as the user wrote it, links and all
+        "pool": encoder.pool,
+        "img_size": encoder.preprocess.img_size,
+    }
+    with Collection.create(
+        place.index_dir, fingerprint=encoder.fingerprint, dim=encoder.embed_dim, meta=meta, rebuild=rebuild
+    ) as collection:
+        with progress_bar("embedding") as advance:
+            done = collection.update(encoder, images, progress=lambda now: advance(now.done, now.total))
+        _say_report(collection, done)
+        usable = done.added + done.changed + done.moved + done.unchanged + done.deleted > 0
+        finish(done.bad, strict=strict and usable, report=report)
+    if not usable:
+        raise DataError(f"no readable image in {', '.join(map(shown, images))}")
+
+
+def _index_vectors(file: Path, rebuild: bool, workspace: Path | None) -> None:
+    from vitembed.collection.collection import Collection
+    from vitembed.embeddings import Embeddings
+
+    embeddings = Embeddings.load(file)
+    place = find_workspace(workspace, create=True)
+    with Collection.create(
+        place.index_dir,
+        fingerprint=embeddings.fingerprint,
+        dim=embeddings.dim,
+        meta=embeddings.meta,
+        rebuild=rebuild,
+    ) as collection:
+        _say_report(collection, collection.update_from(embeddings))
+
+
+def _recorded(workspace: Path | None, rebuild: bool) -> str | None:
+    """The model that the index to be updated was made with."""
+    from vitembed.collection.collection import Collection
+
+    if rebuild:
+        return None
+    try:
+        place = find_workspace(workspace)
+        with Collection.open(place.index_dir) as collection:
+            return recorded_model(collection.meta, place)
+    except VitembedError:  # none yet, or not readable: what follows says so
+        return None
+
+
+def _say_report(collection: Collection, done: UpdateReport) -> None:
+    counts = ("added", "changed", "moved", "deleted", "unchanged")
+    facts = [
+        ("index", f"{shown(collection.directory)} ({len(collection):,} images)"),
+        ("this run", ", ".join(f"{getattr(done, name):,} {name}" for name in counts)),
+    ]
+    if done.num_embedded:
+        speed = f"{done.images_per_second:.3g} images/s"
+        facts.append(
+            ("speed", f"{done.num_embedded:,} in {duration(done.seconds)}: {speed}, limited by the {done.limit}")
+        )
+    say_facts(facts)

@@ -1,0 +1,70 @@
+"""Arguments and options that several commands share, and what the text in them means."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+# Text, not paths: "@list.txt" is no path, and bytes outside UTF-8 pass through.
+Images = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="IMAGES...", help="Folders (with all below them), image files, or @FILE with one path a line."
+    ),
+]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model", metavar="MODEL", help="A model folder, or a --name of pretrain. [default: the workspace's]"
+    ),
+]
+WorkspaceOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--workspace",
+        metavar="DIR",
+        help="Folder that holds .vitembed. [default: VITEMBED_WORKSPACE, else the nearest at or above here]",
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")]
+StrictOption = Annotated[bool, typer.Option("--strict", help="Exit with 3 if any image had to be skipped.")]
+ReportOption = Annotated[
+    Path | None, typer.Option("--report", metavar="FILE.jsonl", help="Write every skipped image and the reason there.")
+]
+
+VECTOR_SUFFIXES = (".npy", ".npz", ".parquet", ".csv", ".safetensors")
+
+_SETTING = re.compile(r"[a-z_][a-z0-9_.]*=")
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+_DURATION = re.compile(r"(?:\d+(?:\.\d+)?[smh])+")
+
+
+def split_settings(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Images and ``key=value`` settings, told apart; what exists on disk is an image even if it holds ``=``.
+
+    Raises:
+        typer.BadParameter: If there are settings alone.
+    """
+    settings = [text for text in arguments if _SETTING.match(text) and not os.path.lexists(text)]
+    images = [text for text in arguments if text not in settings]
+    if not images:
+        raise typer.BadParameter("only key=value settings were given: name a folder or image too", param_hint="IMAGES")
+    return images, settings
+
+
+def seconds_of(duration: str) -> float:
+    """Seconds in ``30s``, ``20m``, ``2h`` or ``1h30m``.
+
+    Raises:
+        typer.BadParameter: If it is something else, or nothing.
+    """
+    parts = re.findall(r"([\d.]+)([smh])", duration) if _DURATION.fullmatch(duration) else []
+    seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
+    if seconds <= 0:
+        raise typer.BadParameter(f"{duration!r} is not a time such as 30s, 20m or 2h", param_hint="--time-budget")
+    return seconds

@@ -1,0 +1,181 @@
+"""What reaches the terminal: results on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from vitembed.errors import BadImage, DataError, printable
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+EXIT_MISTAKE = 1
+EXIT_SKIPPED = 3
+EXIT_INTERRUPTED = 130
+EXIT_PIPE_CLOSED = 141  # what a shell shows for a program whose reader has left
+
+NUM_BAD_SHOWN = 20
+SECONDS_BETWEEN_LINES = 30.0
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def note(line: str) -> None:
+    """One line on stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def say(line: str) -> None:
+    """One line of a result on stdout."""
+    _to_stdout(line + "\n")
+
+
+def say_json(document: Any) -> None:
+    r"""One JSON document on stdout.
+
+    Bytes of a path that are no UTF-8 become lone surrogate escapes (``\udcff``), which Python's ``os.fsencode``
+    turns back into the bytes; everything else is readable UTF-8.
+    """
+    text = json.dumps(document, ensure_ascii=False, allow_nan=False, indent=2)
+    _to_stdout(_SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", text) + "\n")
+
+
+def say_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:
+    """A table on stdout.
+
+    Args:
+        columns: Headings; all empty: no heading line.
+        rows: Cells as text, shown as they are (no markup).
+        right: Headings of the columns to be aligned to the right.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=any(columns), header_style="bold")
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*[Text(cell) for cell in row])
+    say_rich(table)
+
+
+def say_facts(facts: Sequence[tuple[str, str]]) -> None:
+    """Names and values on stdout, one pair a line."""
+    say_table(["", ""], facts)
+
+
+def say_rich(content: RenderableType) -> None:
+    """Anything rich can show, on stdout. Lines are not broken in a pipe, so that grep sees whole paths."""
+    from rich.console import Console
+
+    console = Console(file=sys.stdout, soft_wrap=False)
+    if not console.is_terminal:
+        console.width = 100_000
+    with console.capture() as capture:
+        console.print(content)
+    _to_stdout("".join(f"{line.rstrip()}\n" for line in capture.get().splitlines()))
+
+
+def stderr_console() -> Console:
+    """Where progress is shown."""
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+@contextmanager
+def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr while something goes on; in a pipe or a log file a line every half minute.
+
+    Yields:
+        A function to be called with the number done and the total.
+    """
+    console = stderr_console()
+    if not console.is_terminal:
+        last = time.monotonic()
+
+        def report(done: int, total: int) -> None:
+            nonlocal last
+            if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
+                last = time.monotonic()
+                note(f"{what}: {done:,} of {total:,}")
+
+        yield report
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def shown(path: str | os.PathLike[str]) -> str:
+    """A path as people want to read it: relative to the current folder when it lies below."""
+    absolute = Path(os.path.abspath(path))  # noqa: PTH100  # links are what the user sees: keep them
+    here = Path.cwd()
+    return printable(absolute.relative_to(here) if absolute.is_relative_to(here) and absolute != here else absolute)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: ``0.8 s``, ``42 s``, ``3 min 40 s``, ``2 h 5 min``."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 1:
+        return f"{rest} s"
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def finish(bad: Sequence[BadImage], *, strict: bool, report: Path | None) -> None:
+    """Say which images were skipped, after everything else.
+
+    Args:
+        bad: The images that could not be read.
+        strict: End with exit code 3 when there are any.
+        report: Also write all of them there, one JSON object a line; the file is empty when there are none.
+
+    Raises:
+        DataError: If the report cannot be written.
+    """
+    if report is not None:
+        _write_report(bad, report)
+    if not bad:
+        return
+    note(f"{len(bad)} image{'s' if len(bad) > 1 else ''} skipped:")
+    for problem in bad[:NUM_BAD_SHOWN]:
+        note(f"  {problem}")
+    if len(bad) > NUM_BAD_SHOWN:
+        where = printable(report) if report is not None else "--report"
+        note(f"  ... and {len(bad) - NUM_BAD_SHOWN} more (see {where})")
+    if strict:
+        raise typer.Exit(EXIT_SKIPPED)
+
+
+def _write_report(bad: Sequence[BadImage], report: Path) -> None:
+    lines = [json.dumps({"path": problem.path, "reason": problem.reason}) + "\n" for problem in bad]
+    try:
+        report.write_text("".join(lines), encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"cannot write the report {printable(report)}: {error.strerror}") from error
+
+
+def _to_stdout(text: str) -> None:
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError as error:
+        # The reader (head, less) has seen enough. Without this, Python complains once more when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(EXIT_PIPE_CLOSED) from error

@@ -1,0 +1,77 @@
+"""``vitembed pretrain``: from images to an encoder."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .options import ReportOption, StrictOption, WorkspaceOption, seconds_of, split_settings
+from .output import EXIT_INTERRUPTED, duration, finish, note, say_facts, shown
+
+
+def pretrain(
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGES... [KEY=VALUE...]",
+            help="Folders (with all below them), image files, or @FILE with one path a line; then settings such as "
+            "optim.max_steps=60 model.size=tiny.",
+        ),
+    ],
+    config: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="Recipe: a name that vitembed configs lists, or a YAML file. [default: by the images]",
+        ),
+    ] = None,
+    name: Annotated[str, typer.Option(metavar="NAME", help="What to call the model in the workspace.")] = "model",
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Start anew instead of going on with an interrupted run.")
+    ] = False,
+    time_budget: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Plan the run to end in this time, such as 30s, 20m or 2h.")
+    ] = None,
+    strict: StrictOption = False,
+    report: ReportOption = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Learn an encoder from images, without labels.
+
+    The model goes to .vitembed/model, where index and search find it. Ctrl-C saves and stops; the same command then
+    goes on where it stopped. Images that cannot be read are left out and listed at the end.
+
+    \b
+    Examples:
+      vitembed pretrain ./images
+      vitembed pretrain ./images --time-budget 20m
+      vitembed pretrain ./images --config small optim.batch_size=128 seed=1
+    """  # noqa: D301
+    paths, settings = split_settings(images)
+    seconds = None if time_budget is None else seconds_of(time_budget)
+    from vitembed.pretrain.run import pretrain as run_pretraining
+    from vitembed.workspace import find_workspace
+
+    result = run_pretraining(
+        paths,
+        config=config,
+        overrides=settings,
+        workspace=find_workspace(workspace, create=True),
+        name=name,
+        fresh=fresh,
+        time_budget=seconds,
+    )
+    if not result.completed:
+        note("Interrupted; everything is saved. The same command goes on from here.")
+        raise typer.Exit(EXIT_INTERRUPTED)
+    say_facts(
+        [
+            ("model", shown(result.model_dir)),
+            ("run", shown(result.run_dir)),
+            ("images", f"{result.num_images:,}"),
+            ("steps", f"{result.num_steps:,} in {duration(result.seconds)}"),
+            *[(metric, f"{value:.4g}") for metric, value in result.metrics.items()],
+        ]
+    )
+    finish(result.bad, strict=strict, report=report)

@@ -1,0 +1,57 @@
+"""What every test shares: a torch that does not crowd the machine, no stray workspace, tiny drawn images."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# Tiny tensors on many threads spend their time waiting for each other. Read by torch, FAISS and NumPy when they load.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from vitembed._torchvision import import_torchvision
+
+import_torchvision()  # before timm or Lightning import it themselves
+
+KINDS = ("discs", "stripes", "squares")
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch, tmp_path_factory):
+    """No workspace of the person who runs the tests is ever found or written."""
+    monkeypatch.delenv("VITEMBED_WORKSPACE", raising=False)
+    monkeypatch.chdir(tmp_path_factory.mktemp("cwd"))
+
+
+def draw_image(kind: str, number: int, size: int = 48) -> Image.Image:
+    """A small picture of one of ``KINDS``; ``number`` varies place, size and shade."""
+    rng = np.random.default_rng([KINDS.index(kind), number])
+    ground = {"discs": (230, 225, 210), "stripes": (40, 60, 120), "squares": (60, 130, 70)}[kind]
+    ink = {"discs": (200, 40, 40), "stripes": (240, 210, 60), "squares": (20, 20, 30)}[kind]
+    shade = rng.integers(-15, 16, size=3)
+    image = Image.new("RGB", (size, size), tuple(int(c) for c in np.clip(np.array(ground) + shade, 0, 255)))
+    pen = ImageDraw.Draw(image)
+    x, y, r = (int(v) for v in rng.integers((8, 8, 5), (size - 8, size - 8, 12)))
+    if kind == "discs":
+        pen.ellipse((x - r, y - r, x + r, y + r), fill=ink)
+    elif kind == "stripes":
+        for top in range(y % 8, size, 8):
+            pen.line((0, top, size, top), fill=ink, width=3)
+    else:
+        pen.rectangle((x - r, y - r, x + r, y + r), fill=ink)
+        pen.rectangle((2, 2, 2 + r, 2 + r), outline=ink, width=2)
+    return image
+
+
+@pytest.fixture
+def photo_folder(tmp_path: Path) -> Path:
+    """24 images of 3 kinds that colour and shape tell apart, one sub-folder per kind."""
+    root = tmp_path / "photos"
+    for kind in KINDS:
+        (root / kind).mkdir(parents=True)
+        for number in range(8):
+            draw_image(kind, number).save(root / kind / f"{kind}_{number}.png")
+    return root
