@@ -91,7 +91,7 @@ def edited_copy(
 
 
 def edited_copies(
-    images: Sequence[UInt8[np.ndarray, "h w 3"]] | UInt8[np.ndarray, "n h w 3"],
+    images: Sequence[UInt8[np.ndarray, "_ _ 3"]] | UInt8[np.ndarray, "n h w 3"],
     generator: np.random.Generator,
     *,
     strength: EditStrength | None = None,
