@@ -24,7 +24,7 @@ from vitembed.pretrain.batches import BatchStream  # noqa: E402
 from vitembed.pretrain.files import CHECKPOINT_FILE  # noqa: E402
 from vitembed.pretrain.module import PretrainModule  # noqa: E402
 from vitembed.pretrain.monitors import Monitors  # noqa: E402
-from vitembed.pretrain.progress import RunLog  # noqa: E402
+from vitembed.pretrain.progress import RunLog, last_metrics  # noqa: E402
 from vitembed.pretrain.saving import Saver  # noqa: E402
 from vitembed.pretrain.schedule import Clock, scaled_lr, total_steps  # noqa: E402
 
@@ -93,6 +93,9 @@ def fit(
                 f"a time budget of {config.time_budget_seconds:.0f} s is too short: "
                 f"finding and decoding the images and starting up took {spent:.0f} s already"
             )
+    if resume and (num_steps := _restore_finished(module, run_dir)):
+        log.info("training had ended already: the model is exported")
+        return FitOutcome(module.vit.eval(), num_steps, clock.elapsed(), True, last_metrics(run_dir))
     try:
         trainer.fit(module, stream, ckpt_path=run_dir / CHECKPOINT_FILE if resume else None, weights_only=True)
     except SystemExit:  # Lightning's answer to a Ctrl-C that came before ours was in place
@@ -104,6 +107,16 @@ def fit(
         completed=clock.progress(trainer.global_step) >= 1.0,
         metrics=run_log.latest,
     )
+
+
+def _restore_finished(module: PretrainModule, run_dir: Path) -> int | None:
+    """If the checkpoint is that of the last step (the process died before the export), load its weights; its step."""
+    checkpoint = torch.load(run_dir / CHECKPOINT_FILE, map_location="cpu", weights_only=True)
+    module.on_load_checkpoint(checkpoint)
+    if module.clock.progress(checkpoint["global_step"]) < 1.0:
+        return None
+    module.load_state_dict(checkpoint["state_dict"])
+    return int(checkpoint["global_step"])
 
 
 def module_device(trainer: pl.Trainer) -> str:

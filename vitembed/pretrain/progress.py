@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from vitembed.atomic import atomic_path
 from vitembed.pretrain.files import METRICS_FILE
 from vitembed.pretrain.module import PretrainModule
 from vitembed.pretrain.monitors import Monitors
@@ -56,7 +57,18 @@ class RunLog(pl.Callback):
             )
             self.task = self.bar.add_task("pretrain", total=1.0, status="")
             self.bar.start()
+        if trainer.is_global_zero:
+            self.forget_after(trainer.global_step)
         self.window_start = self.step_end = self.line_at = time.perf_counter()
+
+    def forget_after(self, step: int) -> None:
+        """Drop lines of steps that were lost with a killed process and come again."""
+        if not self.path.is_file():
+            return
+        lines = self.path.read_text(encoding="utf-8").splitlines()
+        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+        with atomic_path(self.path) as path:
+            path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, *args: object) -> None:
         """Time since the last step was spent waiting for images."""
@@ -123,6 +135,13 @@ class RunLog(pl.Callback):
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
+
+
+def last_metrics(directory: Path) -> dict[str, float]:
+    """The newest line of a run's metrics; empty if there is none."""
+    path = directory / METRICS_FILE
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return dict(json.loads(lines[-1])) if lines else {}
 
 
 def _duration(seconds: float) -> str:

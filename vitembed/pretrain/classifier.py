@@ -1,0 +1,102 @@
+"""The supervised ViT of the textbook: patches, cls token, transformer, an MLP head on the cls vector, in Lightning."""
+
+from __future__ import annotations
+
+from vitembed._torchvision import import_torchvision
+
+import_torchvision()  # Lightning imports it by way of torchmetrics
+
+import pytorch_lightning as pl  # noqa: E402 - after the line above on purpose
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+from jaxtyping import Float, Int  # noqa: E402
+from pytorch_lightning.utilities.types import OptimizerLRScheduler  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from vitembed.config import ViTConfig  # noqa: E402
+from vitembed.model.encoder import Encoder  # noqa: E402
+from vitembed.model.vit import ClassHead, VisionTransformer  # noqa: E402
+from vitembed.pretrain.module import parameter_groups  # noqa: E402
+from vitembed.pretrain.schedule import lr_factor  # noqa: E402
+
+
+class ViTClassifier(pl.LightningModule):
+    """An image classifier: a ViT and a head on its cls vector, trained by cross-entropy.
+
+    Works on batches ``(pixels [b, c, h, w] normalised, labels [b])`` from any data loader::
+
+        model = vitembed.ViTClassifier(preset("tiny", img_size=32, patch_size=4), num_classes=10)
+        pytorch_lightning.Trainer(max_epochs=5).fit(model, train_loader, val_loader)
+
+    Args:
+        config: Architecture of the encoder.
+        num_classes: Classes.
+        hidden_dim: Width of the MLP head's hidden layer; none: one linear layer.
+        lr: Peak learning rate; it rises over ``warmup_share`` of the run and falls as a cosine.
+        weight_decay: On weight matrices only.
+        label_smoothing: 0..1, as in ``torch.nn.functional.cross_entropy``.
+        warmup_share: 0..1.
+
+    Source: Dosovitskiy et al. 2020, arXiv:2010.11929, section 3.1.
+    """
+
+    def __init__(
+        self,
+        config: ViTConfig,
+        num_classes: int,
+        *,
+        hidden_dim: int | None = None,
+        lr: float = 5e-4,
+        weight_decay: float = 0.05,
+        label_smoothing: float = 0.0,
+        warmup_share: float = 0.05,
+    ) -> None:
+        super().__init__()
+        self.vit = VisionTransformer(config)
+        self.head = ClassHead(config.embed_dim, num_classes, hidden_dim)
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.label_smoothing = label_smoothing
+        self.warmup_share = warmup_share
+
+    @classmethod
+    def from_encoder(cls, encoder: Encoder, num_classes: int, *, hidden_dim: int | None = None) -> ViTClassifier:
+        """Start from a trained encoder: its weights, copied, and a fresh head."""
+        model = cls(encoder.vit.config, num_classes, hidden_dim=hidden_dim)
+        model.vit.load_state_dict(encoder.vit.state_dict())
+        return model
+
+    def forward(self, pixels: Float[Tensor, "b c h w"]) -> Float[Tensor, "b classes"]:
+        """Unnormalised class scores (logits)."""
+        logits: Tensor = self.head(self.vit(pixels).cls)
+        return logits
+
+    def training_step(
+        self, batch: tuple[Float[Tensor, "b c h w"], Int[Tensor, "b"]] | list[Tensor], batch_idx: int
+    ) -> Float[Tensor, ""]:
+        """Cross-entropy of a batch."""
+        pixels, labels = batch
+        loss = F.cross_entropy(self(pixels).float(), labels, label_smoothing=self.label_smoothing)
+        self.log("train_loss", loss, prog_bar=True, batch_size=len(labels))
+        return loss
+
+    def validation_step(
+        self, batch: tuple[Float[Tensor, "b c h w"], Int[Tensor, "b"]] | list[Tensor], batch_idx: int
+    ) -> None:
+        """Loss and accuracy on held-out images."""
+        pixels, labels = batch
+        logits = self(pixels).float()
+        self.log("val_loss", F.cross_entropy(logits, labels), prog_bar=True, batch_size=len(labels))
+        accuracy = (logits.argmax(dim=1) == labels).float().mean()
+        self.log("val_accuracy", accuracy, prog_bar=True, batch_size=len(labels))
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW with warm-up and cosine over the length of the run."""
+        optimizer = torch.optim.AdamW(parameter_groups(self, self.weight_decay), lr=self.lr)
+        total = max(1, int(self.trainer.estimated_stepping_batches))
+
+        def factor(step: int) -> float:
+            return lr_factor((step + 1) / total, warmup_share=self.warmup_share, min_ratio=0.0)
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
