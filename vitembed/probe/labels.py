@@ -1,0 +1,183 @@
+"""Labelled images: class sub-folders, train/test folders of them, or a CSV file."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from vitembed.errors import BadImage, DataError, printable
+from vitembed.images.source import ImageRef, find_images, is_image
+from vitembed.probe.split import SPLIT_NAMES
+
+_NO_CLASS = (".", "@eaDir", "__MACOSX")
+"""Beginnings of folder names that are other programs' bookkeeping, not classes."""
+EXPECTED = "expected class sub-folders, train and test folders of them, or a CSV file with columns path,label[,split]"
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledImages:
+    """Images with a label each, and those that have none because they are bad."""
+
+    refs: list[ImageRef]
+    labels: np.ndarray
+    """``[n]``, text."""
+    split: np.ndarray | None
+    """``[n]`` of ``train``, ``val``, ``test`` when the data came with a split."""
+    bad: list[BadImage]
+    """Files that are no readable images, and images that lie outside the class folders; never labelled."""
+
+    @property
+    def paths(self) -> list[str]:
+        """Where each image is."""
+        return [ref.path for ref in self.refs]
+
+    def __len__(self) -> int:
+        return len(self.refs)
+
+
+def read_labelled(source: str | os.PathLike[str]) -> LabelledImages:
+    """Read labelled images from a folder or a CSV file.
+
+    A folder holds one sub-folder for each class (images anywhere below belong to it), or a ``train`` folder beside
+    ``test`` and/or ``val`` folders with the same classes in them. A CSV file has a header with ``path`` and ``label``,
+    perhaps ``split``; other columns are ignored; paths are relative to its folder.
+
+    Raises:
+        DataError: If there is no such file or folder, it is not laid out like this, or it holds no readable image.
+    """
+    path = Path(source)
+    if path.is_dir():
+        found = _read_folder(path)
+    elif path.is_file():
+        found = _read_csv(path)
+    elif path.exists():
+        raise DataError(f"{printable(path)} is neither a file nor a folder: {EXPECTED}")
+    else:
+        raise DataError(f"no such file or folder: {printable(path)}")
+    if not found.refs:
+        first = f" (first of {len(found.bad)} bad ones: {found.bad[0]})" if found.bad else ""
+        raise DataError(f"{printable(path)} holds no labelled image{first}")
+    return found
+
+
+def _read_folder(root: Path) -> LabelledImages:
+    folders, _ = _children(root)
+    if not folders:
+        raise DataError(f"{printable(root)} has no class sub-folders: {EXPECTED}")
+    parts = _parts_of_split(root, folders)
+    refs: list[ImageRef] = []
+    labels: list[str] = []
+    split: list[str] = []
+    bad: list[BadImage] = []
+    for section, part in parts or [(root, "")]:
+        classes, loose = _children(section)
+        bad += _unlabelled(loose, "not in a class folder")
+        for folder in classes:
+            listing = find_images([folder])
+            refs += listing.refs
+            labels += [printable(folder.name)] * len(listing.refs)
+            split += [part] * len(listing.refs)
+            bad += listing.bad
+    if parts:
+        others = sorted(set(folders) - {section for section, _ in parts})
+        outside = find_images(others).refs if others else []
+        bad += [BadImage(ref.path, "outside train, val and test") for ref in outside]
+    return LabelledImages(refs, np.array(labels, dtype=np.str_), np.array(split) if parts else None, bad)
+
+
+def _parts_of_split(root: Path, folders: list[Path]) -> list[tuple[Path, str]]:
+    """Folders that are train, val and test parts with classes inside; empty when the folders are classes themselves."""
+    parts = [(folder, SPLIT_NAMES[folder.name.lower()]) for folder in folders if folder.name.lower() in SPLIT_NAMES]
+    trained, tested = set[str](), set[str]()
+    for folder, part in parts:
+        (trained if part == "train" else tested).update(child.name for child in _children(folder)[0])
+    if trained & tested:
+        return parts
+    # No other folder could be a class, so this was meant as a split.
+    if len(parts) == len(folders) and len({part == "train" for _, part in parts}) == 2:
+        raise DataError(f"the train and test folders in {printable(root)} have no class sub-folder in common")
+    return []
+
+
+def _children(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Sub-folders that may be classes (links to folders too), and files, both in order of their bytes."""
+    try:
+        children = sorted(Path(os.path.abspath(folder)).iterdir(), key=os.fsencode)  # noqa: PTH100  links stay links
+    except OSError as error:
+        raise DataError(f"folder {printable(folder)} cannot be read: {error.strerror}") from error
+    folders = [child for child in children if child.is_dir() and not child.name.startswith(_NO_CLASS)]
+    return folders, [child for child in children if child.is_file() and not child.name.startswith("._")]
+
+
+def _unlabelled(files: Sequence[Path], reason: str) -> list[BadImage]:
+    """Images among the files, each as one that has no label."""
+    bad = []
+    for file in files:
+        try:
+            if is_image(str(file)):
+                bad.append(BadImage(str(file), reason))
+        except BadImage as error:
+            bad.append(error)
+    return bad
+
+
+def _read_csv(path: Path) -> LabelledImages:
+    name = printable(path)
+    folder = os.path.dirname(os.path.abspath(path))  # noqa: PTH100, PTH120  links stay links
+    refs: list[ImageRef] = []
+    labels: list[str] = []
+    split: list[str] = []
+    bad: list[BadImage] = []
+    lines: dict[str, int] = {}
+    # surrogateescape: a path need not be UTF-8.
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        rows = csv.reader(file, strict=True)
+        try:
+            header = [column.strip().lower() for column in next(rows, [])]
+            if not {"path", "label"} <= set(header):
+                raise DataError(f"{name}: the first line must name the columns: path,label or path,label,split")
+            for row in rows:
+                if not "".join(row).strip():
+                    continue
+                where = f"{name}, line {rows.line_num}"
+                if len(row) != len(header):
+                    raise DataError(
+                        f"{where}: {len(row)} fields, the header has {len(header)} (quote text with commas)"
+                    )
+                fields = dict(zip(header, row, strict=True))
+                part = _checked_fields(fields, where)
+                image = os.path.abspath(os.path.join(folder, fields["path"]))  # noqa: PTH100, PTH118
+                if image in lines:
+                    raise DataError(f"{where}: {printable(fields['path'])} was given on line {lines[image]} already")
+                lines[image] = rows.line_num
+                try:
+                    is_image(image, named=True)
+                except BadImage as error:
+                    bad.append(error)
+                    continue
+                refs.append(ImageRef(image))
+                labels.append(printable(fields["label"].strip()))
+                split.append(part)
+        except csv.Error as error:
+            raise DataError(f"{name}, line {rows.line_num}: {error}") from error
+    return LabelledImages(refs, np.array(labels, dtype=np.str_), np.array(split) if "split" in header else None, bad)
+
+
+def _checked_fields(fields: dict[str, str], where: str) -> str:
+    """Check a row of the CSV file and give its part of the split ("" without one)."""
+    for column in ("path", "label"):
+        if not fields[column].strip():
+            raise DataError(f"{where}: the {column} is empty")
+    if "\0" in fields["path"]:
+        raise DataError(f"{where}: the path holds a null byte")
+    if "split" not in fields:
+        return ""
+    part = SPLIT_NAMES.get(fields["split"].strip().lower())
+    if part is None:
+        raise DataError(f"{where}: unknown split {printable(fields['split'])!r}, expected train, val or test")
+    return part
