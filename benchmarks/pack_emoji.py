@@ -7,7 +7,7 @@
 Without npm: https://registry.npmjs.org/emoji-datasource-google/-/emoji-datasource-google-16.0.0.tgz, and the other.
 
 The archive holds ``google/CATEGORY/NAME.webp``, ``twitter/CATEGORY/NAME.webp`` and ``emoji.csv``. It must stay below
-6 MB. Lossless WebP of the originals takes 8.8 MB, so colours are first rounded to steps of 5 and alpha to steps of 17
+6 MB. Lossless WebP of the originals takes 8.4 MB, so colours are first rounded to steps of 5 and alpha to steps of 17
 (of 255): colours move by at most 2, alpha by at most 8, fully transparent and fully opaque pixels stay so, and seen on
 white the peak signal-to-noise ratio is 46 dB. Lossy WebP of the same size reaches 33 dB, as it halves the colour
 resolution of the outlines.

@@ -26,7 +26,8 @@ from vitembed.images.source import ImageRef
 class EditStrength:
     """How far a copy may be from its original. Every edit is drawn from its range.
 
-    The defaults are such that people still find every original, and raw pixels about one in four.
+    The defaults are such that raw pixels (32 px, mean image subtracted, cosine) find 29 % of 1,906 emoji; with each
+    image's own mean colour subtracted instead, which undoes tint and brightness, they find 50 %.
     """
 
     min_area: float = 0.5

@@ -68,7 +68,9 @@ def category_scores(
         groups: Rows of one group never judge each other, such as two drawings of one emoji. None: every row alone.
         domains: Rows are judged by rows of other domains only, such as Google's drawings by Twitter's. None: by all.
         ks: Numbers of neighbours that vote by cosine; a tie goes to the category with the larger sum of cosines.
-        linear: Also fit ``vitembed.LinearProbe`` on all folds but one, in turn, which takes most of the time.
+        linear: Also fit ``vitembed.LinearProbe`` on all folds but one, in turn, which takes most of the time. With
+            ``domains`` its penalty is chosen within the domains it sees, which is too weak for vectors that overfit
+            a domain, as raw pixels do.
         num_folds: Folds of the linear probe. Groups are kept whole, categories keep their shares.
         seed: Decides folds and bootstrap.
 
