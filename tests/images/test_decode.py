@@ -144,7 +144,7 @@ def test_transparency_shows_the_background(put, draw, photo, format_name, mode):
 def test_palette_with_and_without_transparency(put, draw):
     index = np.arange(12, dtype=np.uint8).reshape(3, 4) % 3
     colours = np.array([(255, 0, 0), (0, 200, 0), (0, 0, 90)], np.uint8)
-    image = Image.fromarray(index, "P")
+    image = Image.frombytes("P", (4, 3), index.tobytes())
     image.putpalette(colours.tobytes())
     np.testing.assert_array_equal(decode_bytes(put, draw, image, "PNG"), colours[index])
     np.testing.assert_array_equal(decode_bytes(put, draw, image, "GIF"), colours[index])
@@ -166,18 +166,25 @@ def test_a_transparent_colour(put, draw):
     np.testing.assert_array_equal(pixels, np.where((grey == 7)[:, :, None], TEAL, grey[:, :, None]))
 
 
-@pytest.mark.parametrize("mode", ["PA", "La", "RGBa", "RGBX", "HSV", "YCbCr", "LAB", "CMYK"])
+@pytest.mark.parametrize("mode", ["La", "RGBa", "RGBX", "HSV", "YCbCr", "LAB", "CMYK"])
 def test_modes_in_memory(photo, mode):
     source = Image.fromarray(photo)
     if mode in ("La", "RGBa"):
         image = source.convert("LA" if mode == "La" else "RGBA").convert(mode)
-    elif mode == "PA":
-        image = source.convert("RGBA").convert("PA")
     else:
         image = source.convert(mode)
     pixels = decode_pil(image).astype(float)
     expected = np.repeat(np.array(source.convert("L"))[:, :, None], 3, axis=2) if mode == "La" else photo
-    assert np.abs(pixels - expected).mean() < (8 if mode == "PA" else 3)
+    assert np.abs(pixels - expected).mean() < 3
+
+
+def test_palette_with_alpha_in_memory(photo):
+    image = Image.fromarray(photo).convert("RGBA").convert("PA")
+    index, alpha = image.getchannel("P"), np.tile(np.arange(90, dtype=np.uint8) * 2, (60, 1))
+    image.putalpha(Image.fromarray(alpha))
+    colours = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+    pixels = decode_pil(image, DecodeOptions(background=TEAL))
+    assert np.abs(pixels - over(colours[np.array(index)], alpha, TEAL)).max() <= 1
 
 
 @pytest.mark.parametrize("format_name", ["JPEG", "TIFF"])
@@ -188,10 +195,10 @@ def test_cmyk_files(put, draw, photo, format_name):
     assert np.abs(pixels.astype(float) - photo).mean() < 3
 
 
-def test_lab_and_ycbcr_tiff(put, draw, photo):
-    for mode in ("LAB", "YCbCr"):
-        pixels = decode_bytes(put, draw, Image.fromarray(photo).convert(mode), "TIFF")
-        assert np.abs(pixels.astype(float) - photo).mean() < 3, mode
+@pytest.mark.parametrize(("mode", "options"), [("LAB", {}), ("YCbCr", {"compression": "jpeg", "quality": 95})])
+def test_lab_and_ycbcr_tiff(put, draw, photo, mode, options):
+    pixels = decode_bytes(put, draw, Image.fromarray(photo).convert(mode), "TIFF", **options)
+    assert np.abs(pixels.astype(float) - photo).mean() < 3
 
 
 @pytest.mark.parametrize("name", ["png", "tiff", "tiff_big_endian", "pgm", "jp2"])

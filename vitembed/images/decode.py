@@ -7,6 +7,7 @@ nor are changed for it, with one exception that ``_whole_images_only`` explains.
 from __future__ import annotations
 
 import functools
+import io
 import os
 import threading
 from collections.abc import Iterator
@@ -143,10 +144,24 @@ def _open(file: BinaryIO, format_name: str, path: str) -> ImageFile.ImageFile:
         Image.init()
     if format_name not in Image.OPEN:
         raise BadImage(path, f"{format_name}: Pillow has no decoder for it here; convert it to JPEG or PNG")
+    if format_name == "DDS":
+        file = _StopsAtEnd(io.FileIO(file.fileno(), closefd=False))
+        file.seek(0)
     factory, _ = Image.OPEN[format_name]
     opened = factory(file, "")
     assert isinstance(opened, ImageFile.ImageFile)
     return opened
+
+
+class _StopsAtEnd(io.BufferedReader):
+    """A file that raises at its end: Pillow before 13 takes what is missing of a DDS file for black pixels."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = super().read(size)
+        single_pixel = size is not None and 0 < size <= 4
+        if not data or (single_pixel and len(data) < (size or 0)):
+            raise EOFError("end of file")
+        return data
 
 
 def _seek(image: ImageFile.ImageFile, ref: ImageRef) -> None:
