@@ -138,7 +138,7 @@ def test_blur_is_a_gaussian():
     pixels = smooth(side=56)
     config = still(blur_prob=1.0, blur_sigma=(8.0, 8.0))  # quoted for 224 px: sigma 2 here
     views = random_colour(pixels, config, generator=generator())
-    expected = tv.gaussian_blur(pixels, [17, 17], [2.0, 2.0])
+    expected = tv.gaussian_blur(pixels, [13, 13], [2.0, 2.0])
     torch.testing.assert_close(views[..., 10:-10, 10:-10], expected[..., 10:-10, 10:-10], atol=5e-3, rtol=0)
     half = random_colour(pixels.repeat(50, 1, 1, 1), still(blur_prob=0.5), generator=generator())
     changed = ((half - pixels.repeat(50, 1, 1, 1)).abs().amax(dim=(1, 2, 3)) > 1e-4).float().mean()

@@ -67,11 +67,11 @@ def random_resized_crop(
     # In units of the squashed image's sides: width = sqrt(area * ratio / aspect), height = sqrt(area * aspect / ratio).
     width = (area * ratio / aspect).sqrt().clamp(max=1.0)
     height = (area * aspect / ratio).sqrt().clamp(max=1.0)
-    centre_x = (1 - width) * uniform(-1, 1)
-    centre_y = (1 - height) * uniform(-1, 1)
-    flip_x = torch.where(uniform(0, 1) < config.hflip_prob, -1.0, 1.0)
-    flip_y = torch.where(uniform(0, 1) < config.vflip_prob, -1.0, 1.0)
-    angle = uniform(-1, 1) * math.radians(config.rotate_degrees)
+    centre_x = (1 - width) * uniform(-1.0, 1.0)
+    centre_y = (1 - height) * uniform(-1.0, 1.0)
+    flip_x = torch.where(uniform(0.0, 1.0) < config.hflip_prob, -1.0, 1.0)
+    flip_y = torch.where(uniform(0.0, 1.0) < config.vflip_prob, -1.0, 1.0)
+    angle = uniform(-1.0, 1.0) * math.radians(config.rotate_degrees)
     cos, sin = angle.cos(), angle.sin()
     theta = torch.stack(
         [
@@ -101,14 +101,14 @@ def random_colour(
     def uniform(low: float, high: float) -> Tensor:
         return torch.rand(b, device=device, generator=generator) * (high - low) + low
 
-    jitter = uniform(0, 1) < config.jitter_prob
+    jitter = uniform(0.0, 1.0) < config.jitter_prob
     brightness = torch.where(jitter, uniform(1 - config.brightness, 1 + config.brightness), 1.0)
     contrast = torch.where(jitter, uniform(1 - config.contrast, 1 + config.contrast), 1.0)
     matrix = torch.eye(c, device=device).expand(b, c, c)
     luma = torch.full((c,), 1 / c, device=device)
     if c == 3:
         saturation = torch.where(jitter, uniform(1 - config.saturation, 1 + config.saturation), 1.0)
-        saturation = torch.where(uniform(0, 1) < config.gray_prob, 0.0, saturation)
+        saturation = torch.where(uniform(0.0, 1.0) < config.gray_prob, 0.0, saturation)
         turn = torch.where(jitter, uniform(-config.hue, config.hue), 0.0) * (2 * math.pi)
         luma = torch.tensor(_LUMA, device=device)
         to_yiq = torch.tensor(_RGB_TO_YIQ, device=device)
@@ -125,7 +125,7 @@ def random_colour(
     if config.blur_prob > 0:
         views = _blur(views, config, uniform)
     if config.solarize_prob > 0:
-        chosen = (uniform(0, 1) < config.solarize_prob).reshape(b, 1, 1, 1)
+        chosen = (uniform(0.0, 1.0) < config.solarize_prob).reshape(b, 1, 1, 1)
         views = torch.where(chosen & (views > 0.5), 1 - views, views)
     return views
 
@@ -133,9 +133,9 @@ def random_colour(
 def _blur(views: Tensor, config: AugmentConfig, uniform: Callable[[float, float], Tensor]) -> Tensor:
     """Gaussian blur of a random width for a random part of the batch."""
     b, c, height, width = views.shape
-    chosen = uniform(0, 1) < config.blur_prob
+    chosen = uniform(0.0, 1.0) < config.blur_prob
     sigma = uniform(*config.blur_sigma) * min(height, width) / 224  # sigmas are quoted for 224 px
-    radius = max(1, math.ceil(2 * config.blur_sigma[1] * min(height, width) / 224))
+    radius = max(1, math.ceil(3 * config.blur_sigma[1] * min(height, width) / 224))
     place = torch.arange(-radius, radius + 1, device=views.device).float()
     kernel = torch.exp(-0.5 * (place / sigma.clamp(min=1e-3).unsqueeze(1)) ** 2)
     kernel = torch.where(chosen.unsqueeze(1), kernel, (place == 0).float())
