@@ -9,7 +9,7 @@ import pytest
 from vitembed.collection.collection import Collection
 from vitembed.collection.nearest import Hit
 from vitembed.embeddings import Embeddings
-from vitembed.errors import CollectionError, DataError, MismatchError
+from vitembed.errors import CollectionError, DataError, MismatchError, ModelError
 
 HOSTILE = [
     os.fsdecode(b"not-utf8-\xff.png"),
@@ -130,8 +130,7 @@ def test_bad_images_are_listed_each_time_and_tried_once(photos, make, encoder, r
     assert len(collection.update(encoder, [photos]).bad) == 2
 
 
-@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="permissions do not bind this user")
-def test_what_cannot_be_opened_is_tried_again(photos, make, encoder):
+def test_what_cannot_be_opened_is_tried_again(permissions_bind, photos, make, encoder):
     target = photos / "a" / "01.png"
     target.chmod(0)
     collection = make()
@@ -299,6 +298,23 @@ def test_vectors_without_direction_are_bad_images(photos, make, encoder, color_g
     report = collection.update(Broken(), [photos])
     assert [error.reason for error in report.bad] == ["its vector is zero or not finite"] * 2
     assert len(collection) == 28
+
+
+def test_an_encoder_that_does_not_keep_its_word_is_stopped(photos, make, color_grid):
+    class Narrow(color_grid.ColorGrid):
+        def stream(self, refs, **options):
+            for batch in super().stream(refs, **options):
+                batch.vectors = batch.vectors[:, :40]
+                yield batch
+
+    class Forgetful(color_grid.ColorGrid):
+        def stream(self, refs, **options):
+            return super().stream(refs[1:], **options)
+
+    with pytest.raises(ModelError, match=r"shape \[30, 40\] for 30 images, expected width 48"):
+        make().update(Narrow(), [photos])
+    with pytest.raises(ModelError, match="answered for 29 of 30 images"):
+        make().update(Forgetful(), [photos])
 
 
 def test_progress_tells_where_it_stands(photos, make, encoder):

@@ -33,20 +33,22 @@ faiss: Any = importlib.import_module("faiss")  # untyped: its stubs lack much of
 class Scan:
     """Vectors by id, to be compared with a query all at once. Never changes; several threads may search it."""
 
-    def __init__(self, index: Any) -> None:
+    def __init__(self, index: Any, state: str) -> None:
         self._index = index
+        self.state = state
+        """State of the catalogue in which it holds exactly the rows with a vector; later it may not."""
         self.ids: np.ndarray = faiss.vector_to_array(index.id_map)
         """int64 ``[n]``, rising."""
 
     @classmethod
-    def build(cls, chunks: Iterable[tuple[np.ndarray, np.ndarray]], dim: int) -> Scan:
+    def build(cls, chunks: Iterable[tuple[np.ndarray, np.ndarray]], dim: int, state: str) -> Scan:
         """From chunks of ids int64 ``[m]`` (rising) and vectors float16 ``[m, dim]``."""
         index = faiss.IndexIDMap(
             faiss.IndexScalarQuantizer(dim, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
         )
         for ids, vectors in chunks:
             index.add_with_ids(vectors.astype(np.float32), ids)  # float16 -> float32 -> float16 gives the same bytes
-        return cls(index)
+        return cls(index, state)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -113,7 +115,7 @@ class VectorCache:
             manifest = json.loads(self._manifest.read_bytes())
             found = {name: manifest[name] for name in asdict(self._key)}
             num_bytes, num_rows, checksum = int(manifest["bytes"]), int(manifest["count"]), int(manifest["crc32"])
-            version = int(manifest["format"])
+            version, state = int(manifest["format"]), str(manifest["state"])
         except FileNotFoundError:
             raise
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -126,7 +128,7 @@ class VectorCache:
         # reads all bytes anyway.
         if _crc32(self._file) != checksum:
             raise DataError("checksum differs")
-        return Scan(_read(self._file, num_bytes, num_rows, self._key.dim))
+        return Scan(_read(self._file, num_bytes, num_rows, self._key.dim), state)
 
     def write(self, scan: Scan, generation: int) -> None:
         """Publish a scan: readers see the old pair or the new one, and those that mapped the old one keep it.
@@ -141,6 +143,7 @@ class VectorCache:
                 "format": FORMAT_VERSION,
                 **asdict(self._key),
                 "generation": generation,
+                "state": scan.state,
                 "count": len(scan),
                 "bytes": temp.stat().st_size,
                 "crc32": _crc32(temp),

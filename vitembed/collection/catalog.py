@@ -9,8 +9,10 @@ whoever holds vectors by id (the FAISS cache) only has to ask which ids are aliv
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
+import secrets
 import sqlite3
 import threading
 import time
@@ -95,6 +97,7 @@ class Catalog:
             self.root: str = os.path.normpath(os.path.join(_absolute(file.parent), os.fsdecode(meta["root"])))
         except (KeyError, ValueError, TypeError) as error:
             raise _damaged(file, error) from error
+        self._prefix = self.root.rstrip(os.sep) + os.sep
 
     @classmethod
     def create(cls, file: Path, *, root: str, fingerprint: str, dim: int, meta: dict[str, Any]) -> Catalog:
@@ -121,6 +124,7 @@ class Catalog:
                 "meta": json.dumps(meta),
                 "root": os.fsencode(_relative_root(root, file.parent)),
                 "generation": 0,
+                "state": secrets.token_hex(8),
                 "created_at": time.time(),
             }
             connection.executemany("INSERT INTO meta VALUES (?, ?)", values.items())
@@ -175,6 +179,7 @@ class Catalog:
             try:
                 yield
                 self._db.execute("UPDATE meta SET value = value + 1 WHERE key = 'generation'")
+                self._db.execute("UPDATE meta SET value = ? WHERE key = 'state'", (secrets.token_hex(8),))
                 self._db.execute("COMMIT")
             except BaseException:
                 if self._db.in_transaction:
@@ -186,6 +191,13 @@ class Catalog:
     def generation(self) -> int:
         """How many transactions there have been; rises with every change."""
         return int(self._db.execute("SELECT value FROM meta WHERE key = 'generation'").fetchone()[0])
+
+    def state(self) -> str:
+        """Another text after every change. Unlike the generation it never comes twice.
+
+        A power cut may take the last transactions with it, and then the next one gets the same number again.
+        """
+        return str(self._db.execute("SELECT value FROM meta WHERE key = 'state'").fetchone()[0])
 
     def check_same(self) -> None:
         """Make sure that this is still the collection that was opened.
@@ -215,7 +227,7 @@ class Catalog:
     def vector_ids(self) -> np.ndarray:
         """Ids of the rows that have a vector, int64 ``[n]``, rising."""
         found = self._db.execute("SELECT id FROM files INDEXED BY files_ok WHERE status = 'ok' ORDER BY id")
-        return np.fromiter((row[0] for row in found), dtype=np.int64)
+        return np.fromiter(itertools.chain.from_iterable(found), dtype=np.int64)
 
     def paths(self, ids: Iterable[int]) -> dict[int, str]:
         """The path of each id."""
@@ -309,12 +321,13 @@ class Catalog:
     def _encode(self, path: str, external: bool) -> bytes:
         if external:
             return path.encode("utf-8", "surrogatepass")
-        prefix = self.root if self.root.endswith(os.sep) else self.root + os.sep
-        return os.fsencode(path.removeprefix(prefix))
+        return os.fsencode(path.removeprefix(self._prefix))
 
     def _decode(self, path: bytes, external: bool) -> str:
-        # join leaves an absolute path as it is.
-        return path.decode("utf-8", "surrogatepass") if external else os.path.join(self.root, os.fsdecode(path))
+        if external:
+            return path.decode("utf-8", "surrogatepass")
+        text = os.fsdecode(path)
+        return text if os.path.isabs(text) else self._prefix + text
 
 
 def _connect(file: Path, mode: str) -> sqlite3.Connection:
@@ -355,7 +368,8 @@ def _explained(file: Path) -> Iterator[None]:
 
 
 def _damaged(file: Path, detail: object) -> DamagedError:
-    return DamagedError(f"{printable(file)} is damaged ({detail}): run vitembed index --rebuild")
+    said = "; ".join(str(detail).splitlines())
+    return DamagedError(f"{printable(file)} is damaged ({said}): run vitembed index --rebuild")
 
 
 def _absolute(path: Path) -> str:

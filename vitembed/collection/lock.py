@@ -14,8 +14,8 @@ from vitembed.errors import CollectionError, printable
 
 
 @contextlib.contextmanager
-def writer_lock(path: Path) -> Iterator[None]:
-    """Hold ``path`` as the only writer for the time of the block.
+def exclusive(path: Path) -> Iterator[None]:
+    """Hold the lock file ``path`` as the only process, for the time of the block.
 
     The file names the holder by pid and host. Its mere presence means nothing: what counts is the lock on it, which a
     killed process cannot leave behind, so there are no stale locks to clean up.

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vitembed.collection.catalog import Catalog
-from vitembed.collection.lock import writer_lock
+from vitembed.collection.lock import exclusive
 from vitembed.errors import CollectionError, DataError
 
 if TYPE_CHECKING:
     from vitembed.collection.ann import Scan, VectorCache
 
-LOCK_FILE = "write.lock"
+CACHE_LOCK_FILE = "cache.lock"
 # A scan is made anew when more rows than these are dead or outside of it. Passing over 1,000 dead rows and scanning
 # 1,000 from SQLite costs a search about 5 ms.
 MAX_STALE_ROWS = 1_000
@@ -48,7 +48,7 @@ class Nearest:
         self._directory = directory
         self._catalog = catalog
         self._scan: Scan | None = None
-        self._generation = -1
+        self._state = ""
         self._dead = self._tail_ids = np.zeros(0, np.int64)
         self._tail = np.zeros((0, catalog.dim), np.float32)
 
@@ -68,14 +68,14 @@ class Nearest:
             except LookupError as error:
                 # Changed after it was opened: the checksum was right then.
                 log.warning("the vector cache contradicts the catalogue (%s): made anew", error)
-                self._scan, self._generation = None, -1
+                self._scan, self._state = None, ""
                 return self._search(self._refresh(distrust=True), queries, k, exclude_paths)
 
     def publish(self) -> None:
-        """Bring the cache file up to date if it is absent, damaged or stale. The caller holds the writer lock."""
+        """Bring the cache file up to date if it is absent, damaged or stale."""
         with self._catalog.read():
-            self._scan, self._generation = None, -1  # what counts here is the file
-            self._refresh(locked=True)
+            self._scan, self._state = None, ""  # what counts here is the file
+            self._refresh()
 
     def verify(self) -> None:
         """Check the cache file byte by byte and replace it if it is damaged."""
@@ -84,36 +84,39 @@ class Nearest:
         except (DataError, OSError) as error:
             log.warning("the vector cache is unusable (%s): made anew", error)
             with self._catalog.read():
-                self._scan, self._generation = None, -1
+                self._scan, self._state = None, ""
                 self._refresh(distrust=True)
 
-    def _refresh(self, *, distrust: bool = False, locked: bool = False) -> Scan:
+    def _refresh(self, *, distrust: bool = False) -> Scan:
         """Catch up with the catalogue's snapshot. Without changes since the last search this is one small query."""
         from vitembed.collection.ann import Scan  # FAISS is loaded on first search
 
         self._catalog.check_same()
-        generation = self._catalog.generation()
-        if self._scan is not None and generation == self._generation:
+        state = self._catalog.state()
+        if self._scan is not None and state == self._state:
             return self._scan
-        alive = self._catalog.vector_ids()
         scan = self._scan
         if scan is None and not distrust:
             scan = self._load()
-        if scan is None or _num_stale(scan.ids, alive) > max(MAX_STALE_ROWS, MAX_STALE_SHARE * len(alive)):
-            scan = Scan.build(self._catalog.all_vectors(), self._catalog.dim)
-            log.info("vector cache made from the catalogue: %d vectors", len(scan))
-            self._write(scan, generation, locked)
-        self._dead = np.setdiff1d(scan.ids, alive, assume_unique=True)
-        self._tail_ids = np.setdiff1d(alive, scan.ids, assume_unique=True)
+        if scan is None or scan.state != state:
+            alive = self._catalog.vector_ids()
+            if scan is None or _num_stale(scan.ids, alive) > max(MAX_STALE_ROWS, MAX_STALE_SHARE * len(alive)):
+                scan = Scan.build(self._catalog.all_vectors(), self._catalog.dim, state)
+                log.info("vector cache made from the catalogue: %d vectors", len(scan))
+                self._write(scan)
+            self._dead = np.setdiff1d(scan.ids, alive, assume_unique=True)
+            self._tail_ids = np.setdiff1d(alive, scan.ids, assume_unique=True)
+        else:
+            self._dead = self._tail_ids = np.zeros(0, np.int64)
         self._tail = self._catalog.vectors(self._tail_ids.tolist()).astype(np.float32)
-        self._scan, self._generation = scan, generation
+        self._scan, self._state = scan, state
         return scan
 
     def _search(self, scan: Scan, queries: np.ndarray, k: int, exclude_paths: Sequence[str]) -> list[list[Hit]]:
         rows = [row for row in map(self._catalog.find, exclude_paths) if row is not None and row.status == "ok"]
         excluded = np.array(sorted(row.id for row in rows), dtype=np.int64)
-        without = np.union1d(self._dead, np.intersect1d(scan.ids, excluded))
-        kept = ~np.isin(self._tail_ids, excluded)
+        without = np.union1d(self._dead, excluded[_is_in(excluded, scan.ids)])
+        kept = ~_is_in(self._tail_ids, excluded)
         tail_ids, tail_scores = self._tail_ids[kept], queries @ self._tail[kept].T
         num_scanned = len(scan) - len(without)
         k = min(k, num_scanned + len(tail_ids))
@@ -164,16 +167,22 @@ class Nearest:
             log.warning("the vector cache is unusable (%s): made anew", error)
             return None
 
-    def _write(self, scan: Scan, generation: int, locked: bool) -> None:
-        # A reader may keep what it made to itself: on a medium it cannot write, or while another process writes.
+    def _write(self, scan: Scan) -> None:
+        # Under a lock of its own: a reader that mends the cache must not turn an update away. Where it is held, or the
+        # medium cannot be written, the scan serves this process alone.
         try:
-            if locked:
-                self._cache().write(scan, generation)
-            else:
-                with writer_lock(self._directory / LOCK_FILE):
-                    self._cache().write(scan, generation)
+            with exclusive(self._directory / CACHE_LOCK_FILE):
+                self._cache().write(scan, self._catalog.generation())
         except (OSError, CollectionError) as error:
             log.info("vector cache not written: %s", error)
+
+
+def _is_in(values: np.ndarray, rising: np.ndarray) -> np.ndarray:
+    """Which of a few values are among many sorted ones."""
+    if not len(rising):
+        return np.zeros(len(values), bool)
+    found: np.ndarray = rising[np.searchsorted(rising, values).clip(max=len(rising) - 1)] == values
+    return found
 
 
 def _num_stale(held: np.ndarray, alive: np.ndarray) -> int:

@@ -191,14 +191,17 @@ def embed_plan(
         refs = [ImageRef(work.entry.path) for work in plan.embed]
         for batch in encoder.stream(refs, batch_size=batch_size, num_workers=num_workers):
             errors = list(batch.bad)
-            for index, vector in zip(batch.indices.tolist(), batch.vectors, strict=True):
+            if batch.vectors.shape != (len(batch.indices), catalog.dim):
+                raise ModelError(
+                    f"the encoder gave vectors of shape {list(batch.vectors.shape)} for {len(batch.indices)} images, "
+                    f"expected width {catalog.dim}"
+                )
+            for index, vector in zip(batch.indices.tolist(), _unit_or_none(batch.vectors), strict=True):
                 work = plan.embed[index]
-                if vector.shape != (catalog.dim,):
-                    raise ModelError(f"the encoder gave a vector of width {vector.shape[-1]}, expected {catalog.dim}")
-                try:
-                    uncommitted.add(work, unit_rows(vector[None])[0])
-                except DataError:
+                if vector is None:
                     errors.append((index, BadImage(work.entry.path, "its vector is zero or not finite")))
+                else:
+                    uncommitted.add(work, vector)
             for index, error in errors:
                 uncommitted.add_bad(plan.embed[index], error)
                 bad.append(error)
@@ -220,3 +223,11 @@ def embed_plan(
     if done != len(refs):
         raise ModelError(f"the encoder answered for {done} of {len(refs)} images")
     return bad, model_share
+
+
+def _unit_or_none(vectors: np.ndarray) -> list[np.ndarray | None]:
+    """Unit rows; None for a row without direction."""
+    try:
+        return list(unit_rows(vectors))
+    except DataError:  # some row; one by one tells which
+        return [row for vector in vectors for row in (_unit_or_none(vector[None]) if len(vectors) > 1 else [None])]
