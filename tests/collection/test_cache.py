@@ -179,7 +179,9 @@ def test_scan_and_cache_of_nothing(tmp_path):
     cache = VectorCache(tmp_path, CacheKey(collection_id="a", fingerprint="b", dim=8))
     with pytest.raises(FileNotFoundError):
         cache.load()
+    (tmp_path / f".tmp.1.{CACHE_FILE}").touch()  # left by a killed process
     cache.write(Scan.build([], 8, "s"), 0)
+    assert sorted(os.listdir(tmp_path)) == [CACHE_FILE, MANIFEST_FILE]
     assert len(cache.load()) == 0
     with pytest.raises(DataError, match="another collection"):
         VectorCache(tmp_path, CacheKey(collection_id="a", fingerprint="c", dim=8)).load()

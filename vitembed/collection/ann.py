@@ -133,9 +133,13 @@ class VectorCache:
     def write(self, scan: Scan, generation: int) -> None:
         """Publish a scan: readers see the old pair or the new one, and those that mapped the old one keep it.
 
+        One process at a time (the caller holds a lock).
+
         Raises:
             OSError: If the folder cannot be written.
         """
+        for left in self._file.parent.glob(f".tmp.*.{self._file.stem}.*"):
+            left.unlink()  # of a process that was killed right here
         with atomic_path(self._file) as temp:
             with temp.open("wb") as file:
                 scan.write(file)

@@ -173,10 +173,10 @@ class Collection:
                 self._catalog.check_same()
                 plan = make_plan(self._catalog.rows(), entries, unreadable, inputs, retry_bad=retry_bad)
             record_plan(self._catalog, plan)
-            bad, model_share = [error for _, error in plan.bad], 0.0
+            bad, embed_seconds, model_share = [error for _, error in plan.bad], 0.0, 0.0
             more_bad = list[BadImage]()
             if plan.embed:
-                more_bad, model_share = embed_plan(
+                more_bad, embed_seconds, model_share = embed_plan(
                     self._catalog, plan, encoder, batch_size=batch_size, num_workers=num_workers, progress=progress
                 )
             if plan.embed or plan.changes_catalog():
@@ -196,7 +196,7 @@ class Collection:
             num_other=plan.num_other,
             num_embedded=num_embedded,
             seconds=seconds,
-            images_per_second=num_embedded / seconds,
+            images_per_second=num_embedded / embed_seconds if embed_seconds else 0.0,
             limit="model" if model_share >= 0.5 else "decode",
         )
 

@@ -87,7 +87,7 @@ class UpdateReport:
     """Images that went through the model; the rest was known by content."""
     seconds: float
     images_per_second: float
-    """Embedded images by the time this took; 0 if there was none."""
+    """Through decoding and model, while there were images to embed; 0 if there were none."""
     limit: str
     """What would have to be faster: ``decode`` or ``model``."""
 
@@ -177,11 +177,11 @@ def embed_plan(
     batch_size: int,
     num_workers: int | None,
     progress: Callable[[UpdateProgress], None] | None,
-) -> tuple[list[BadImage], float]:
+) -> tuple[list[BadImage], float, float]:
     """Embed and commit the images of the plan; what was embedded when an exception comes is committed too.
 
     Returns:
-        The images that turned out bad, and the share of the time in which the model worked.
+        The images that turned out bad, the seconds it took, and the share of them in which the model worked.
     """
     start = time.perf_counter()
     bad: list[BadImage] = []
@@ -222,7 +222,7 @@ def embed_plan(
             uncommitted.close()
     if done != len(refs):
         raise ModelError(f"the encoder answered for {done} of {len(refs)} images")
-    return bad, model_share
+    return bad, time.perf_counter() - start, model_share
 
 
 def _unit_or_none(vectors: np.ndarray) -> list[np.ndarray | None]:
