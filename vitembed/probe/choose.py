@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int, UInt64
 from torch import Tensor
 
-from vitembed.probe.logistic import Axes, LogisticProblem
+from vitembed.probe.logistic import LogisticProblem
 
 NUM_FOLDS = 5
 """Every hold-out is a fifth of the rows."""
@@ -19,7 +18,10 @@ MAX_CROSS_VALIDATED = 2000
 PATH_TOL = 1e-3
 """Tolerance along the path: within about 1e-6 nats of the minimum, far below what a hold-out can tell apart."""
 PATIENCE_DECADES = 1.5
-"""The path ends when ``C`` has passed the best one by this factor (powers of ten): the loss is convex-like in log C."""
+"""The path ends when ``C`` has passed the best one by this factor (powers of ten): it has one valley."""
+MARGIN = 0.005
+"""Nats of held-out log loss that do not count: of values this close the smallest ``C`` is taken, and a path that has
+come down to this ends. Otherwise classes that are easily told apart would always get the largest ``C`` there is."""
 
 
 @dataclass(frozen=True)
@@ -75,49 +77,37 @@ def fold_of_rows(keys: UInt64[np.ndarray, " n"], targets: Int[np.ndarray, " n"])
     return folds
 
 
-def choose_c(
-    axes: Axes,
-    targets: Int[Tensor, " n"],
-    weights: Float[Tensor, " n"],
-    num_classes: int,
-    keys: UInt64[np.ndarray, " n"],
-    Cs: Sequence[float],
-    *,
-    max_iter: int,
-) -> Choice:
-    """Choose the ``C`` with the least held-out log loss (the smaller one of equals).
+def choose_c(problem: LogisticProblem, keys: UInt64[np.ndarray, " n"], Cs: Sequence[float], *, max_iter: int) -> Choice:
+    """Choose the smallest ``C`` whose held-out log loss is within ``MARGIN`` of the least.
 
     Log loss and not accuracy, since accuracy on a few hundred rows moves in steps and ties.
     When nothing can be held out (one distinct row per class) it is the middle of the path.
     """
-    folds = fold_of_rows(keys, targets.cpu().numpy())
+    folds = fold_of_rows(keys, problem.targets.cpu().numpy())
     used = [fold for fold in range(NUM_FOLDS) if (folds == fold).any()]
     if len(np.unique(keys)) > MAX_CROSS_VALIDATED:
         used = used[:1]
     ordered = sorted(Cs)
     if not used:
         return Choice(ordered[len(ordered) // 2], [], None)
-    problems = []
+    parts = []
     for fold in used:
-        rows = [torch.from_numpy(np.flatnonzero(side)).to(targets.device) for side in (folds != fold, folds == fold)]
-        train, held = (
-            LogisticProblem(axes.inputs[r], axes.spectrum, targets[r], weights[r], num_classes) for r in rows
-        )
-        problems.append((train, held, float(held.weights.sum())))
-    fits: list[Tensor | None] = [None] * len(problems)
+        train, held = (problem.rows(np.flatnonzero(side)) for side in (folds != fold, folds == fold))
+        parts.append((train, held, float(held.weights.sum())))
+    fits: list[Tensor | None] = [None] * len(parts)
     path: list[PathPoint] = []
-    best, start = None, None
+    starts: list[Tensor | None] = []
     for C in ordered:
         scores = []
-        for i, (train, held, _) in enumerate(problems):
+        for i, (train, held, _) in enumerate(parts):
             fit = train.solve(C, start=fits[i], tol=PATH_TOL, max_iter=max_iter).params
             fits[i] = fit
             scores.append(held.log_loss_and_accuracy(fit))
-        log_loss, accuracy = np.average(scores, axis=0, weights=[weight for *_, weight in problems])
+        log_loss, accuracy = np.average(scores, axis=0, weights=[weight for *_, weight in parts])
         path.append(PathPoint(float(C), float(log_loss), float(accuracy)))
-        if best is None or log_loss < best.log_loss:
-            best, start = path[-1], fits[0]
-        elif C > best.C * 10**PATIENCE_DECADES * (1 + 1e-9):
+        starts.append(fits[0])
+        best = min(path, key=lambda point: point.log_loss)
+        if log_loss <= MARGIN or C > best.C * 10**PATIENCE_DECADES * (1 + 1e-9):
             break
-    assert best is not None
-    return Choice(best.C, path, start)
+    chosen = next(i for i, point in enumerate(path) if point.log_loss <= best.log_loss + MARGIN)
+    return Choice(path[chosen].C, path, starts[chosen])

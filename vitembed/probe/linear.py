@@ -15,9 +15,9 @@ from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from vitembed.probe.choose import choose_c, content_keys
+from vitembed.probe.choose import Choice, choose_c, content_keys
 from vitembed.probe.inputs import device_name, labels_of, vectors_of
-from vitembed.probe.logistic import LogisticProblem, principal_axes
+from vitembed.probe.logistic import LogisticProblem, principal_axes, threads_for
 
 C_PATH: tuple[float, ...] = tuple(10.0 ** (e / 2) for e in range(-12, 7))
 """Default path: half decades from 1e-6 to 1e3."""
@@ -95,43 +95,44 @@ class LinearProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scik
         self.mean_, self.scale_ = _moments(X, weights, scaled=self.standardize)
         weights = weights * _class_weights(self.class_weight, self.classes_, targets, weights)[targets]
 
+        with threads_for(X.size * len(self.classes_)):
+            params = self._solve(X, targets, weights, Cs)
+        if params.shape[1] > 1:
+            # Softmax does not see a shift of all logits: take the one with sum 0, the least penalised.
+            params -= params.mean(axis=1, keepdims=True)
+        self.coef_ = np.ascontiguousarray(params[:-1].T / self.scale_)
+        self.intercept_ = params[-1] - self.coef_ @ self.mean_
+        return self
+
+    def _solve(
+        self, X: np.ndarray, targets: np.ndarray, weights: np.ndarray, Cs: list[float]
+    ) -> Float[np.ndarray, "d_plus_1 k"]:
+        """Weights on the standardised features and, in the last row, the intercept; sets ``C_, path_, n_iter_``."""
         device = torch.device(device_name(self.device))
         dtype = torch.float32 if device.type == "mps" else torch.float64
-
-        def tensor(array: np.ndarray) -> torch.Tensor:
-            return torch.from_numpy(array).to(device, dtype)
-
-        axes = principal_axes(tensor((X - self.mean_) / self.scale_), tensor(weights))
+        scaled, shares = (
+            torch.from_numpy(array).to(device, dtype) for array in ((X - self.mean_) / self.scale_, weights)
+        )
+        axes = principal_axes(scaled, shares)
         labels = torch.from_numpy(targets.astype(np.int64)).to(device)
-        num_classes = len(self.classes_)
-        start = None
-        self.path_ = []
+        problem = LogisticProblem(axes.inputs, axes.spectrum, labels, shares, len(self.classes_))
         if self.C is None:
             seed = int(check_random_state(self.random_state).randint(2**31))
-            choice = choose_c(
-                axes, labels, tensor(weights), num_classes, content_keys(X, seed), Cs, max_iter=self.max_iter
-            )
-            self.C_, self.path_, start = choice.C, choice.path, choice.start
+            choice = choose_c(problem, content_keys(X, seed), Cs, max_iter=self.max_iter)
         else:
-            self.C_ = float(self.C)
-        problem = LogisticProblem(axes.inputs, axes.spectrum, labels, tensor(weights), num_classes)
-        solution = problem.solve(self.C_, start=start, tol=self.tol, max_iter=self.max_iter)
+            choice = Choice(float(self.C), [], None)
+        self.C_, self.path_ = choice.C, choice.path
+        solution = problem.solve(self.C_, start=choice.start, tol=self.tol, max_iter=self.max_iter)
         if not solution.converged:
             warnings.warn(
                 f"the solver stopped after {solution.num_iterations} iterations before tol={self.tol:g} was reached: "
                 "raise max_iter or lower C",
                 ConvergenceWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
         self.n_iter_ = max(1, solution.num_iterations)
-        params = solution.params
-        if problem.num_outputs > 1:
-            # Softmax does not see a shift of all logits: take the one with sum 0, the least penalised.
-            params = params - params.mean(dim=1, keepdim=True)
-        coef = axes.to_features(params[:-1]).T.double().cpu().numpy()
-        self.coef_ = np.ascontiguousarray(coef / self.scale_)
-        self.intercept_ = params[-1].double().cpu().numpy() - self.coef_ @ self.mean_
-        return self
+        weight, intercept = axes.to_features(solution.params[:-1]), solution.params[-1:]
+        return torch.cat([weight, intercept]).double().cpu().numpy()
 
     def decision_function(self, X: Any) -> Float[np.ndarray, " n"] | Float[np.ndarray, "n c"]:
         """Logits ``[n, num_classes]``; with two classes ``[n]``, positive for the second."""
