@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from .main import app
 
-app()
+app(prog_name="vitembed")

@@ -9,6 +9,9 @@ import typer
 from .options import ReportOption, StrictOption, WorkspaceOption, seconds_of, split_settings
 from .output import EXIT_INTERRUPTED, duration, finish, note, say_facts, shown
 
+# Of the last line of metrics.jsonl, what says nothing about a run that has ended.
+_CLOCKS = ("step", "progress", "elapsed_seconds", "images_per_second", "data_wait_share", "lr")
+
 
 def pretrain(
     images: Annotated[
@@ -71,7 +74,7 @@ def pretrain(
             ("run", shown(result.run_dir)),
             ("images", f"{result.num_images:,}"),
             ("steps", f"{result.num_steps:,} in {duration(result.seconds)}"),
-            *[(metric, f"{value:.4g}") for metric, value in result.metrics.items()],
+            *[(metric, f"{value:.4g}") for metric, value in result.metrics.items() if metric not in _CLOCKS],
         ]
     )
     finish(result.bad, strict=strict, report=report)
