@@ -63,10 +63,9 @@ def test_public_names_resolve(name):
 def test_type_checkers_see_the_same_names():
     source = (ROOT / "vitembed" / "__init__.py").read_text(encoding="utf-8")
     block = source.split("if TYPE_CHECKING:", 1)[1].split("\ndef ", 1)[0]
-    seen = {}
-    for module, names in re.findall(r"from (\S+) import (.+)", block):
-        seen.update(dict.fromkeys((name.strip() for name in names.split(",")), module))
-    assert seen == vitembed._HOMES
+    seen = {name.strip() for names in re.findall(r"from \S+ import (.+)", block) for name in names.split(",")}
+    assert seen == set(vitembed._HOMES)
+    assert set(vitembed.__all__) == seen | {"__version__"}
 
 
 def test_unknown_public_name():
