@@ -17,7 +17,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from vitembed.embeddings import Embeddings
 from vitembed.errors import DataError
-from vitembed.probe.choose import content_keys, fold_of_rows
+from vitembed.probe.choose import PathPoint, _best_point, content_keys, fold_of_rows
 from vitembed.probe.linear import C_PATH, DINOV2_C_PATH, LinearProbe
 
 
@@ -112,8 +112,8 @@ def test_chosen_c_is_near_the_best_of_scikit_learn():
     ]
     assert probe.score(digits[test], labels[test]) >= max(m.score(digits[test], labels[test]) for m in peers) - 0.01
     assert [point.C for point in probe.path_] == sorted(point.C for point in probe.path_)
-    least = min(point.log_loss for point in probe.path_)
-    assert min(point.C for point in probe.path_ if point.log_loss <= least + 0.005) == probe.C_
+    chosen = next(point for point in probe.path_ if point.C == probe.C_)
+    assert chosen.accuracy >= max(point.accuracy for point in probe.path_) - 0.005
     assert set(C_PATH) >= {point.C for point in probe.path_}
     # The refit is on all rows, from wherever it starts.
     again = LinearProbe(C=probe.C_).fit(digits[train], labels[train])
@@ -133,6 +133,17 @@ def test_random_labels_choose_a_strong_penalty():
     rng = np.random.default_rng(0)
     vectors, labels = rng.standard_normal((400, 30)), rng.integers(0, 2, size=400)
     assert LinearProbe().fit(vectors, labels).C_ <= 1e-3
+
+
+def test_accuracy_decides_and_log_loss_breaks_near_ties():
+    path = [
+        PathPoint(0.1, 0.9, 0.70),
+        PathPoint(1.0, 0.5, 0.80),
+        PathPoint(10.0, 0.6, 0.83),
+        PathPoint(99.0, 0.597, 0.83),
+    ]
+    assert _best_point(path, 10000) == 2  # 0.03 is many standard errors; the log losses are equal within the margin
+    assert _best_point(path, 8) == 1  # 0.03 is noise
 
 
 def test_held_out_folds_are_stratified_and_never_split_copies():

@@ -1,7 +1,8 @@
-"""How the linear probe chooses its penalty: held-out log loss along a path of ``C`` with warm starts."""
+"""How the linear probe chooses its penalty: on held-out rows along a path of ``C`` with warm starts."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,7 +19,9 @@ MAX_CROSS_VALIDATED = 2000
 PATH_TOL = 1e-3
 """Tolerance along the path: within about 1e-6 nats of the minimum, far below what a hold-out can tell apart."""
 PATIENCE_DECADES = 1.5
-"""The path ends when ``C`` has passed the best one by this factor (powers of ten): it has one valley."""
+"""The path ends when ``C`` is past the one of least log loss by this factor (powers of ten)."""
+TIED = 0.25
+"""Accuracies this close to the best, in standard errors, count as equal to it."""
 MARGIN = 0.005
 """Nats of held-out log loss that do not count: of values this close the smallest ``C`` is taken, and a path that has
 come down to this ends. Otherwise classes that are easily told apart would always get the largest ``C`` there is."""
@@ -78,9 +81,10 @@ def fold_of_rows(keys: UInt64[np.ndarray, " n"], targets: Int[np.ndarray, " n"])
 
 
 def choose_c(problem: LogisticProblem, keys: UInt64[np.ndarray, " n"], Cs: Sequence[float], *, max_iter: int) -> Choice:
-    """Choose the smallest ``C`` whose held-out log loss is within ``MARGIN`` of the least.
+    """Choose the ``C`` that is most accurate on held-out rows; of those about equally so, the one of least log loss.
 
-    Log loss and not accuracy, since accuracy on a few hundred rows moves in steps and ties.
+    Accuracy is what a probe is asked for, but on few rows it moves in steps and ties; log loss is steady there, and on
+    many rows prefers a penalty that is too strong for the best accuracy.
     When nothing can be held out (one distinct row per class) it is the middle of the path.
     """
     folds = fold_of_rows(keys, problem.targets.cpu().numpy())
@@ -109,5 +113,15 @@ def choose_c(problem: LogisticProblem, keys: UInt64[np.ndarray, " n"], Cs: Seque
         best = min(path, key=lambda point: point.log_loss)
         if log_loss <= MARGIN or C > best.C * 10**PATIENCE_DECADES * (1 + 1e-9):
             break
-    chosen = next(i for i, point in enumerate(path) if point.log_loss <= best.log_loss + MARGIN)
+    chosen = _best_point(path, len(np.unique(keys[np.isin(folds, used)])))
     return Choice(path[chosen].C, path, starts[chosen])
+
+
+def _best_point(path: list[PathPoint], num_held: int) -> int:
+    """Place on the path to choose, after accuracies on ``num_held`` rows."""
+    best = max(point.accuracy for point in path)
+    smoothed = (best * num_held + 1) / (num_held + 2)  # so that 10 right of 10 still have an error
+    error = math.sqrt(smoothed * (1 - smoothed) / num_held)
+    tied = [i for i, point in enumerate(path) if point.accuracy >= best - TIED * error]
+    least = min(path[i].log_loss for i in tied)
+    return next(i for i in tied if path[i].log_loss <= least + MARGIN)
