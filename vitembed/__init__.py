@@ -22,9 +22,22 @@ _HOMES = {
     "VisionTransformer": "vitembed.model.vit",
     "VitembedError": "vitembed.errors",
     "load": "vitembed.model.encoder",
-    "pretrain": "vitembed.pretrain.run",
+    "pretrain": "vitembed.pretrain",  # the room itself can be called
 }
-__all__ = [*_HOMES, "__version__"]
+__all__ = [
+    "BadImage",
+    "Collection",
+    "Embeddings",
+    "Encoder",
+    "KNNProbe",
+    "LinearProbe",
+    "ViTClassifier",
+    "VisionTransformer",
+    "VitembedError",
+    "__version__",
+    "load",
+    "pretrain",
+]
 
 if TYPE_CHECKING:
     from vitembed.collection.collection import Collection
@@ -40,7 +53,8 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+        home = importlib.import_module(_HOMES[name])
+        return home if home.__name__ == f"vitembed.{name}" else getattr(home, name)
     raise AttributeError(f"module 'vitembed' has no attribute {name!r}")
 
 

@@ -158,8 +158,6 @@ class AugmentConfig:
     """Factor drawn from 1 +- this."""
     hue: float = 0.1
     """Turn of the colour wheel drawn from +- this, in turns."""
-    tint: float = 0.0
-    """Blend the view with one random colour, whose share is drawn from 0 to this (in jittered views)."""
     gray_prob: float = 0.2
     """How often the colour is taken away."""
     blur_prob: float = 0.0
@@ -171,13 +169,13 @@ class AugmentConfig:
 
     def __post_init__(self) -> None:
         for name in ("crop_scale", "crop_ratio", "blur_sigma"):
-            _set_pair(self, "augment", name)
+            _check_pair(self, "augment", name)
         problems = []
         if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             problems.append(f"augment.crop_scale must rise within 0..1, got {self.crop_scale}")
         if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
             problems.append(f"augment.crop_ratio must rise and be positive, got {self.crop_ratio}")
-        for name in ("hflip_prob", "vflip_prob", "jitter_prob", "tint", "gray_prob", "blur_prob", "solarize_prob"):
+        for name in ("hflip_prob", "vflip_prob", "jitter_prob", "gray_prob", "blur_prob", "solarize_prob"):
             if not 0 <= getattr(self, name) <= 1:
                 problems.append(f"augment.{name} must lie in 0..1, got {getattr(self, name)}")
         if problems:
@@ -275,7 +273,7 @@ class OptimConfig:
     """Length of the run in passes over the images, when max_steps is not given."""
 
     def __post_init__(self) -> None:
-        _set_pair(self, "optim", "betas")
+        _check_pair(self, "optim", "betas")
         problems = []
         for name in ("batch_size", "base_lr", "max_epochs", "grad_clip"):
             if getattr(self, name) <= 0:
@@ -335,12 +333,11 @@ class PretrainConfig:
         return self.data.cache_size or (self.model.img_size * 3 + 1) // 2
 
 
-def _set_pair(config: Any, section: str, name: str) -> None:
-    """YAML gives lists: make the field a tuple of two."""
-    value = tuple(getattr(config, name))
+def _check_pair(config: Any, section: str, name: str) -> None:
+    """Check that a range has two ends, which the type alone does not ensure in YAML."""
+    value = getattr(config, name)
     if len(value) != 2:
         raise ConfigError(f"{section}.{name} takes two numbers such as [0.3, 1.0], got {list(value)}")
-    object.__setattr__(config, name, value)
 
 
 C = TypeVar("C")
@@ -372,11 +369,11 @@ def load_config(kind: type[C], source: str | Path | None = None, overrides: Sequ
         for layer in layers:
             _check_keys(kind, OmegaConf.to_container(layer), "")
             merged = OmegaConf.merge(merged, layer)
-        config = OmegaConf.to_object(merged)
+        values = OmegaConf.to_container(merged)
     except OmegaConfBaseException as error:
         where = f"{error.full_key}: " if getattr(error, "full_key", None) else ""
         raise ConfigError(f"{where}{str(error).splitlines()[0]}") from error
-    assert isinstance(config, kind)
+    config: C = _build(kind, values)
     return config
 
 
@@ -428,6 +425,17 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
         elif a != b:
             lines.append(f"{prefix}{key}: {a} -> {b}")
     return lines
+
+
+def _build(kind: Any, values: Any) -> Any:
+    """The dataclass from plain data; OmegaConf's own way would hand it lists where it has tuples."""
+    settings = {}
+    for known in dataclasses.fields(kind):
+        value = values[known.name]
+        if dataclasses.is_dataclass(known.default_factory):
+            value = _build(known.default_factory, value)
+        settings[known.name] = tuple(value) if isinstance(value, list) else value
+    return kind(**settings)
 
 
 def _set_writable(node: Any) -> None:

@@ -39,7 +39,7 @@ class FitOutcome:
     num_steps: int
     seconds: float
     completed: bool
-    metrics: dict[str, float]
+    metrics: dict[str, int | float]
 
 
 def fit(

@@ -38,7 +38,7 @@ class RunLog(pl.Callback):
         self.show = show
         self.bar: Progress | None = None
         self.task: TaskID | None = None
-        self.latest: dict[str, float] = {}
+        self.latest: dict[str, int | float] = {}
         """The newest line."""
         self.window_images = 0
         self.window_wait = 0.0
@@ -137,7 +137,7 @@ class RunLog(pl.Callback):
             self.bar = None
 
 
-def last_metrics(directory: Path) -> dict[str, float]:
+def last_metrics(directory: Path) -> dict[str, int | float]:
     """The newest line of a run's metrics; empty if there is none."""
     path = directory / METRICS_FILE
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []

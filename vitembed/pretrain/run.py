@@ -49,7 +49,7 @@ class PretrainResult:
     """Training time of the whole run."""
     completed: bool
     """False when interrupted: the same call goes on."""
-    metrics: dict[str, float]
+    metrics: dict[str, int | float]
     """The newest line of ``metrics.jsonl``."""
 
 
