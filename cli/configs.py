@@ -22,7 +22,7 @@ def configs(
       vitembed configs small > mine.yaml
       vitembed pretrain ./images --config mine.yaml optim.max_epochs=50
     """  # noqa: D301
-    from vitembed.config import packaged_configs, read_recipe
+    from vitembed.recipes import packaged_configs, read_recipe
 
     if name is not None:
         say(read_recipe(name).rstrip("\n"))

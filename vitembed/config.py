@@ -1,18 +1,10 @@
-"""Every setting of a pretraining run, as frozen dataclasses, and how they are filled: defaults, YAML, ``key=value``.
-
-No torch here. An unknown key, a wrong type or values that contradict each other stop with the full path of the
-setting and a near match.
-"""
+"""Every setting of a pretraining run, as frozen dataclasses. No torch here; ``recipes.py`` fills them."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from vitembed.errors import ConfigError
 
@@ -168,8 +160,6 @@ class AugmentConfig:
     """How often values above a half are inverted."""
 
     def __post_init__(self) -> None:
-        for name in ("crop_scale", "crop_ratio", "blur_sigma"):
-            _check_pair(self, "augment", name)
         problems = []
         if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             problems.append(f"augment.crop_scale must rise within 0..1, got {self.crop_scale}")
@@ -273,7 +263,6 @@ class OptimConfig:
     """Length of the run in passes over the images, when max_steps is not given."""
 
     def __post_init__(self) -> None:
-        _check_pair(self, "optim", "betas")
         problems = []
         for name in ("batch_size", "base_lr", "max_epochs", "grad_clip"):
             if getattr(self, name) <= 0:
@@ -333,131 +322,9 @@ class PretrainConfig:
         return self.data.cache_size or (self.model.img_size * 3 + 1) // 2
 
 
-def _check_pair(config: Any, section: str, name: str) -> None:
-    """Check that a range has two ends, which the type alone does not ensure in YAML."""
-    value = getattr(config, name)
-    if len(value) != 2:
-        raise ConfigError(f"{section}.{name} takes two numbers such as [0.3, 1.0], got {list(value)}")
-
-
-C = TypeVar("C")
-
-
-def load_config(kind: type[C], source: str | Path | None = None, overrides: Sequence[str] = ()) -> C:
-    """A checked configuration: the defaults of ``kind``, then a YAML, then ``key=value`` settings.
-
-    Args:
-        kind: A frozen dataclass such as ``PretrainConfig``.
-        source: Name of a packaged recipe, or path of a YAML file; none: defaults alone.
-        overrides: Settings such as ``optim.max_steps=60``.
-
-    Raises:
-        ConfigError: Unknown recipe or key (with a near match), wrong type, contradicting values.
-    """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    try:
-        merged = OmegaConf.structured(kind)
-        _set_writable(merged)
-        layers = [OmegaConf.create(read_recipe(source))] if source is not None else []
-        for setting in overrides:
-            key, equals, _ = setting.partition("=")
-            if not equals or not key:
-                raise ConfigError(f"setting {setting!r} is not of the form key=value, such as optim.max_steps=60")
-            layers.append(OmegaConf.from_dotlist([setting]))
-        for layer in layers:
-            _check_keys(kind, OmegaConf.to_container(layer), "")
-            merged = OmegaConf.merge(merged, layer)
-        values = OmegaConf.to_container(merged)
-    except OmegaConfBaseException as error:
-        where = f"{error.full_key}: " if getattr(error, "full_key", None) else ""
-        raise ConfigError(f"{where}{str(error).splitlines()[0]}") from error
-    config: C = _build(kind, values)
-    return config
-
-
-def read_recipe(source: str | Path) -> str:
-    """The text of a packaged recipe by name, or of a YAML file.
-
-    Raises:
-        ConfigError: If there is neither.
-    """
-    path = Path(source)
-    if path.suffix in (".yaml", ".yml") or path.is_file():
-        try:
-            return path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"cannot read config {str(path)!r}: {error}") from error
-    names = packaged_configs()
-    if str(source) not in names:
-        near = difflib.get_close_matches(str(source), names, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"no recipe {str(source)!r}: expected a YAML file or one of {', '.join(names)}.{hint}")
-    return (files("vitembed.configs") / f"{source}.yaml").read_text(encoding="utf-8")
-
-
-def packaged_configs() -> dict[str, str]:
-    """Name of each packaged recipe and its first line, which says what it is for."""
-    found = {}
-    for entry in sorted(files("vitembed.configs").iterdir(), key=lambda entry: entry.name):
-        if entry.name.endswith(".yaml"):
-            first = entry.read_text(encoding="utf-8").splitlines()[0]
-            found[entry.name.removesuffix(".yaml")] = first.lstrip("# ").strip()
-    return found
-
-
 def to_dict(config: Any) -> dict[str, Any]:
     """A configuration as JSON- and YAML-safe data."""
     return {
         key: list(value) if isinstance(value, tuple) else to_dict(value) if dataclasses.is_dataclass(value) else value
         for key, value in ((f.name, getattr(config, f.name)) for f in dataclasses.fields(config))
     }
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """One line per setting that differs between two ``to_dict`` results: ``optim.base_lr: 0.002 -> 0.001``."""
-    lines = []
-    for key in sorted({*old, *new}):
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            lines += differences(a, b, f"{prefix}{key}.")
-        elif a != b:
-            lines.append(f"{prefix}{key}: {a} -> {b}")
-    return lines
-
-
-def _build(kind: Any, values: Any) -> Any:
-    """The dataclass from plain data; OmegaConf's own way would hand it lists where it has tuples."""
-    settings = {}
-    for known in dataclasses.fields(kind):
-        value = values[known.name]
-        if dataclasses.is_dataclass(known.default_factory):
-            value = _build(known.default_factory, value)
-        settings[known.name] = tuple(value) if isinstance(value, list) else value
-    return kind(**settings)
-
-
-def _set_writable(node: Any) -> None:
-    """Frozen dataclasses make read-only nodes; merging into them needs them open."""
-    from omegaconf import DictConfig, OmegaConf
-
-    OmegaConf.set_readonly(node, False)
-    for key in node:
-        if isinstance(node._get_node(key), DictConfig):
-            _set_writable(node._get_node(key))
-
-
-def _check_keys(kind: Any, given: Any, prefix: str) -> None:
-    """Stop at a key that the dataclass does not have, with its full path and a near match."""
-    if not isinstance(given, dict):
-        return
-    known = {f.name: f for f in dataclasses.fields(kind)}
-    sections = {name: f.default_factory for name, f in known.items() if dataclasses.is_dataclass(f.default_factory)}
-    for key, value in given.items():
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f" Did you mean {prefix + near[0]!r}?" if near else f" Known here: {', '.join(known)}."
-            raise ConfigError(f"unknown setting {prefix + str(key)!r}.{hint}")
-        if key in sections:
-            _check_keys(sections[key], value, f"{prefix}{key}.")

@@ -177,8 +177,8 @@ def test_what_becomes_of_exceptions(app_that):
 
 def test_a_bug_keeps_its_traceback():
     code = (
-        "import sys, vitembed.config\n"
-        "vitembed.config.packaged_configs = lambda: 1 / 0\n"
+        "import sys, vitembed.recipes\n"
+        "vitembed.recipes.packaged_configs = lambda: 1 / 0\n"
         "sys.argv = ['vitembed', 'configs']\n"
         "from vitembed_cli.main import app; app()"
     )
@@ -192,8 +192,8 @@ def test_a_bug_keeps_its_traceback():
 @pytest.mark.parametrize("num_read", [0, 1])
 def test_a_reader_that_leaves_early_hears_no_complaint(num_read):
     code = (
-        "import sys, vitembed.config\n"
-        "vitembed.config.packaged_configs = lambda: {f'recipe{n}': 'x' * 100 for n in range(1_000)}\n"
+        "import sys, vitembed.recipes\n"
+        "vitembed.recipes.packaged_configs = lambda: {f'recipe{n}': 'x' * 100 for n in range(1_000)}\n"
         "sys.argv = ['vitembed', 'configs']\n"
         "from vitembed_cli.main import app; app()"
     )
@@ -210,14 +210,14 @@ def test_a_reader_that_leaves_early_hears_no_complaint(num_read):
 def test_logs_go_to_stderr_once(vitembed, monkeypatch):
     import logging
 
-    from vitembed import config
+    from vitembed import recipes
 
     def noisy():
         logging.getLogger("vitembed").info("a log line")
         logging.getLogger("vitembed").debug("for developers")
         return {"name": "line"}
 
-    monkeypatch.setattr(config, "packaged_configs", noisy)
+    monkeypatch.setattr(recipes, "packaged_configs", noisy)
     vitembed("configs")
     result = vitembed("configs")
     assert result.stderr == "a log line\n"
@@ -238,7 +238,7 @@ def test_a_terminal_without_unicode_is_no_obstacle(tmp_path):
 
 
 def test_configs(vitembed):
-    from vitembed.config import packaged_configs
+    from vitembed.recipes import packaged_configs
 
     listed = vitembed("configs").stdout.splitlines()
     assert [line.split()[0] for line in listed] == list(packaged_configs())

@@ -15,12 +15,13 @@ import torch
 from PIL import Image
 
 import vitembed
-from vitembed.config import PretrainConfig, load_config
+from vitembed.config import PretrainConfig
 from vitembed.errors import ConfigError, DataError, TrainingError
 from vitembed.images.cache import ImageCache
 from vitembed.images.source import ImageRef
 from vitembed.pretrain.batches import BatchStream
 from vitembed.pretrain.schedule import Clock, lr_factor
+from vitembed.recipes import load_config
 from vitembed.workspace import find_workspace
 
 TINY = [
@@ -251,9 +252,9 @@ def test_the_schedule_rises_and_falls_as_the_formula_says():
 
 @pytest.mark.parametrize("name", ["nano", "small", "mae", "smoke", "emoji"])
 def test_every_recipe_loads_builds_and_says_what_it_is(name):
-    from vitembed.config import packaged_configs, read_recipe
     from vitembed.model.vit import VisionTransformer
     from vitembed.pretrain.objective import MaskedViews
+    from vitembed.recipes import packaged_configs, read_recipe
 
     config = load_config(PretrainConfig, name)
     with torch.device("meta"):

@@ -51,7 +51,7 @@ def coding_rate(z: Float[Tensor, "b d"], eps: float = 0.05) -> Float[Tensor, ""]
     b, d = unit.shape
     gram = unit.T @ unit if d <= b else unit @ unit.T  # logdet(I + A A^T) = logdet(I + A^T A)
     identity = torch.eye(gram.shape[0], device=gram.device)
-    # cholesky_ex does not stop (nor wait for the GPU) where the input is not finite: the loss is then checked as a whole.
+    # cholesky_ex neither waits for the GPU nor stops at input that is not finite: the loss is checked as a whole.
     factor: Tensor = torch.linalg.cholesky_ex(identity + d / (b * eps) * gram).L
     return (b + d) / (b * d) * factor.diagonal().log().sum()
 

@@ -14,13 +14,14 @@ from typing import Any
 
 from vitembed import __version__
 from vitembed.atomic import atomic_path
-from vitembed.config import PretrainConfig, differences, load_config, to_dict
+from vitembed.config import PretrainConfig, to_dict
 from vitembed.errors import BadImage, ConfigError, DataError
 from vitembed.images.cache import ImageCache
 from vitembed.images.preprocess import Preprocess
 from vitembed.images.source import ImageRef, find_images
 from vitembed.pretrain.files import CHECKPOINT_FILE, METRICS_FILE, RUN_FILE
 from vitembed.pretrain.status import DecodeBar
+from vitembed.recipes import differences, load_config
 from vitembed.workspace import Workspace, find_workspace
 
 log = logging.getLogger("vitembed")
