@@ -14,7 +14,11 @@ def demo(
     ),
     dataset: Annotated[
         Literal["emoji", "fashion-mnist", "cifar10", "imagenette"],
-        typer.Option("--dataset", help="emoji comes with the package; the others are downloaded by torchvision."),
+        typer.Option(
+            "--dataset",
+            metavar="NAME",
+            help="emoji (in the package), or fashion-mnist, cifar10, imagenette (downloaded by torchvision).",
+        ),
     ] = "emoji",
     data_root: Annotated[
         Path | None, typer.Option("--data-root", metavar="DIR", help="Where torchvision's data already are.")

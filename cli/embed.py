@@ -24,7 +24,9 @@ def embed(
     pool: Annotated[
         Literal["cls", "mean", "cls+mean"] | None,
         typer.Option(
-            "--pool", help="The cls vector, the mean of the patches, or both side by side. [default: the model's]"
+            "--pool",
+            metavar="cls|mean|cls+mean",
+            help="The cls vector, the mean of the patches, or both side by side. [default: the model's]",
         ),
     ] = None,
     strict: StrictOption = False,
