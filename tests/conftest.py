@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-# Tiny tensors on many threads spend their time waiting for each other. Read by torch, FAISS and NumPy when they load.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# On tiny tensors a second thread gains nothing, and on a busy machine the two wait for each other: minutes instead of
+# seconds. Read by torch, FAISS and NumPy when they load, and passed on to subprocesses.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
