@@ -1,0 +1,58 @@
+"""Large JPEGs to model pixels: scaled decode against Pillow's full decode, in turn, with the difference in pixels.
+
+    python benchmarks/decode.py [--runs 5]
+
+Two real photographs (scikit-learn's samples), enlarged to 12 MP with noise so that they compress like camera files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from vitembed.images.preprocess import Preprocess
+from vitembed.images.source import ImageRef
+
+
+def camera_file(photo: np.ndarray, path: Path, *, progressive: bool) -> Path:
+    large = np.asarray(Image.fromarray(photo).resize((4000, 3000), Image.Resampling.BICUBIC)).astype(np.int16)
+    noise = np.random.default_rng(0).normal(0, 6, large.shape).astype(np.int16)
+    Image.fromarray(np.clip(large + noise, 0, 255).astype(np.uint8)).save(path, quality=90, progressive=progressive)
+    return path
+
+
+def seconds(preprocess: Preprocess, path: Path) -> tuple[float, np.ndarray]:
+    start = time.perf_counter()
+    pixels = preprocess.load(ImageRef(str(path)))
+    return time.perf_counter() - start, pixels
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=5)
+    runs = parser.parse_args().runs
+    full, scaled = Preprocess(draft=False), Preprocess(draft=True)
+    print("12 MP JPEG to 224 px      full ms  scaled ms  ratio of pairs (median)  mean abs difference /255")
+    with tempfile.TemporaryDirectory() as folder:
+        for kind in ("baseline", "progressive"):
+            for number, photo in enumerate(load_sample_images().images, start=1):
+                path = camera_file(photo, Path(folder, f"{kind}{number}.jpg"), progressive=kind == "progressive")
+                pairs = []
+                for _ in range(runs):
+                    (slow, exact), (fast, near) = seconds(full, path), seconds(scaled, path)
+                    pairs.append((slow, fast))
+                ratio = statistics.median(slow / fast for slow, fast in pairs)
+                slow, fast = (1000 * statistics.median(times) for times in zip(*pairs, strict=True))
+                difference = np.abs(exact.astype(float) - near).mean()
+                print(f"{kind:11} photo {number}      {slow:9.0f} {fast:10.0f} {ratio:24.1f} {difference:25.2f}")
+
+
+if __name__ == "__main__":
+    main()
