@@ -150,6 +150,8 @@ class AugmentConfig:
     """Factor drawn from 1 +- this."""
     hue: float = 0.1
     """Turn of the colour wheel drawn from +- this, in turns."""
+    tint: float = 0.0
+    """Blend the view with one random colour whose share is drawn from 0 to this, as a filter does (jittered views)."""
     gray_prob: float = 0.2
     """How often the colour is taken away."""
     blur_prob: float = 0.0
@@ -165,7 +167,7 @@ class AugmentConfig:
             problems.append(f"augment.crop_scale must rise within 0..1, got {self.crop_scale}")
         if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
             problems.append(f"augment.crop_ratio must rise and be positive, got {self.crop_ratio}")
-        for name in ("hflip_prob", "vflip_prob", "jitter_prob", "gray_prob", "blur_prob", "solarize_prob"):
+        for name in ("hflip_prob", "vflip_prob", "jitter_prob", "tint", "gray_prob", "blur_prob", "solarize_prob"):
             if not 0 <= getattr(self, name) <= 1:
                 problems.append(f"augment.{name} must lie in 0..1, got {getattr(self, name)}")
         if problems:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -132,6 +133,26 @@ def test_grey_is_torchvisions_grey():
     pixels = smooth()
     views = random_colour(pixels, still(gray_prob=1.0), generator=generator())
     torch.testing.assert_close(views, tv.rgb_to_grayscale(pixels, num_output_channels=3), atol=2e-3, rtol=0)
+
+
+def test_tint_blends_with_one_colour_per_image():
+    pixels = smooth(b=64)
+    nothing = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
+    views = random_colour(pixels, still(jitter_prob=1.0, tint=0.4, **nothing), generator=generator())
+    shares = []
+    for before, after in zip(pixels, views, strict=True):
+        # after = (1 - share) * before + share * colour: a line per channel, the same slope in each.
+        slopes, offsets = zip(
+            *(np.polyfit(b.flatten().numpy(), a.flatten().numpy(), 1) for b, a in zip(before, after, strict=True)),
+            strict=True,
+        )
+        assert np.ptp(slopes) < 1e-3
+        share = 1 - slopes[0]
+        shares.append(share)
+        assert -1e-3 <= share <= 0.4
+        if share > 0.05:
+            assert all(-0.01 <= offset / share <= 1.01 for offset in offsets)
+    assert np.mean(shares) == pytest.approx(0.2, abs=0.05)
 
 
 def test_blur_is_a_gaussian():

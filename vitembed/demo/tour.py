@@ -23,7 +23,7 @@ from vitembed.demo.emoji import emoji
 from vitembed.errors import DataError, VitembedError
 
 MARKER = "demo.json"
-PRETRAIN_BUDGET = "180s"
+PRETRAIN_BUDGET = "220s"
 LABELLED_BUDGET = "5m"
 LABELLED_IMAGES = 12_000
 SEED = 0

@@ -91,7 +91,7 @@ def random_resized_crop(
 def random_colour(
     views: Float[Tensor, "b c h w"], config: AugmentConfig, *, generator: torch.Generator
 ) -> Float[Tensor, "b c h w"]:
-    """Brightness, contrast, saturation, hue and grey as one matrix and offset per image; then blur and solarise.
+    """Brightness, contrast, saturation, hue, grey and tint as one matrix per image; then blur and solarise.
 
     Images that are not RGB get no saturation, hue and grey. Values stay in 0..1.
     """
@@ -121,6 +121,10 @@ def random_colour(
     matrix = matrix * (brightness * contrast).reshape(b, 1, 1)
     mean_luma = torch.einsum("bchw,c->b", views, luma) / (views.shape[2] * views.shape[3])
     offset = (mean_luma * brightness * (1 - contrast)).reshape(b, 1, 1)
+    if config.tint > 0:
+        share = torch.where(jitter, uniform(0.0, config.tint), 0.0).reshape(b, 1, 1)
+        colour = torch.rand(b, c, 1, device=device, generator=generator)
+        matrix, offset = matrix * (1 - share), offset * (1 - share) + share * colour
     views = torch.baddbmm(offset, matrix, views.flatten(2)).reshape(views.shape).clamp_(0, 1)
     if config.blur_prob > 0:
         views = _blur(views, config, uniform)
