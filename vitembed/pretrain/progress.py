@@ -18,6 +18,7 @@ from vitembed.pretrain.monitors import Monitors
 
 log = logging.getLogger("vitembed")
 _LINE_SECONDS = 30.0
+_SLOW_SECONDS = 5.0  # where steps are slow, a person still sees that something moves
 
 
 class RunLog(pl.Callback):
@@ -81,7 +82,8 @@ class RunLog(pl.Callback):
         assert isinstance(module, PretrainModule)
         assert isinstance(batch, dict)
         self.window_images += len(batch["images"]) * trainer.world_size
-        if trainer.global_step % self.every_steps == 0 or trainer.should_stop:
+        slow = time.perf_counter() - self.window_start > _SLOW_SECONDS
+        if trainer.global_step % self.every_steps == 0 or slow or trainer.should_stop:
             module.check_finite()
             if trainer.is_global_zero:
                 self.write(trainer, module)
