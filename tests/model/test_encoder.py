@@ -83,6 +83,20 @@ def test_images_in_memory_and_on_disk_agree(model_dir, folder):
     np.testing.assert_allclose(in_memory.vectors, arrays.vectors, atol=1e-6)
 
 
+def test_images_come_back_in_the_order_in_which_they_were_named(model_dir, folder):
+    encoder = vitembed.load(model_dir)
+    paths = [folder / f"{i}.png" for i in (5, 0, 3, 0)]
+    result = encoder.embed([str(path) for path in paths], batch_size=2)
+    assert result.ids == [str(path) for path in paths]
+    for path, vector in zip(paths, result.vectors, strict=True):
+        np.testing.assert_allclose(vector, by_hand(encoder.vit, path, "cls"), atol=1e-5)
+    both = encoder.embed([paths[0], folder])
+    assert [path[-5] for path in both.ids] == list("50123456")
+    (folder / "note.txt").write_text("no image")
+    with pytest.raises(BadImage, match=r"note.txt: not an image"):
+        encoder.embed([folder / "0.png", folder / "note.txt"])
+
+
 def test_no_image_is_an_error(model_dir, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no readable image"):

@@ -94,7 +94,7 @@ class Encoder:
         on_bad: Literal["raise", "skip"] = "raise",
         progress: Callable[[int, int], None] | None = None,
     ) -> Embeddings:
-        """One vector per image, in order.
+        """One vector per image, in the order given; the images of a folder in the order of their paths' bytes.
 
         Args:
             images: Folders, files and ``@list.txt``; or images in memory (Pillow, or uint8 arrays [h, w, 3]).
@@ -116,21 +116,21 @@ class Encoder:
             return Embeddings(vectors=np.concatenate(parts), ids=ids, fingerprint=self.fingerprint, meta=meta)
 
         inputs = [images] if isinstance(images, (str, os.PathLike)) else list(images)
-        listing = find_images(inputs)  # type: ignore[arg-type]  # paths only: checked above
-        bad = list(listing.bad)
+        refs, bad = _listed(inputs)  # type: ignore[arg-type]  # paths only: checked above
         if bad and on_bad == "raise":
             raise bad[0]
-        vectors, ids = [], []
-        for batch in self.stream(listing.refs, batch_size=batch_size, num_workers=num_workers):
+        vectors, ids, total = [], [], len(refs) + len(bad)
+        for batch in self.stream(refs, batch_size=batch_size, num_workers=num_workers):
             if batch.bad and on_bad == "raise":
                 raise batch.bad[0][1]
             bad += [problem for _, problem in batch.bad]
             vectors.append(batch.vectors)
-            ids += [listing.refs[i].path for i in batch.indices]
+            ids += [refs[i].path for i in batch.indices]
             if progress is not None:
-                progress(len(ids) + len(bad), len(listing.refs) + len(listing.bad))
+                progress(len(ids) + len(bad), total)
         if not ids:
-            raise DataError(f"no readable image in {', '.join(map(str, inputs))} ({len(bad)} unreadable)")
+            first = f", the first: {bad[0]}" if bad else ""
+            raise DataError(f"no readable image in {', '.join(map(str, inputs))} ({len(bad)} unreadable{first})")
         meta["bad"] = [{"path": problem.path, "reason": problem.reason} for problem in bad]
         return Embeddings(vectors=np.concatenate(vectors), ids=ids, fingerprint=self.fingerprint, meta=meta)
 
@@ -171,6 +171,21 @@ class Encoder:
             return tokens.cls
         mean = tokens.patches.mean(dim=1)
         return mean if self.pool == "mean" else torch.cat([tokens.cls, mean], dim=1)
+
+
+def _listed(inputs: Sequence[str | os.PathLike[str]]) -> tuple[list[ImageRef], list[BadImage]]:
+    """Files just where they were named, also twice; folders and lists spread out where they were named."""
+    refs: list[ImageRef] = []
+    bad: list[BadImage] = []
+    for item in inputs:
+        name = os.fsdecode(item)
+        if os.path.isfile(name) and not name.startswith("@"):  # noqa: PTH113 - names that are not UTF-8 stay strings
+            refs.append(ImageRef(os.path.abspath(name)))  # noqa: PTH100 - links are kept
+        else:
+            listing = find_images([item])
+            refs += listing.refs
+            bad += listing.bad
+    return refs, bad
 
 
 def load(model: str | os.PathLike[str] | None = None, *, device: str = "auto", pool: str | None = None) -> Encoder:

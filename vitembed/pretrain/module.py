@@ -95,8 +95,9 @@ class PretrainModule(pl.LightningModule):
         output = self.last_output
         if output is not None and not bool(torch.isfinite(output.loss)):
             terms = ", ".join(f"{name} {float(term):.4g}" for name, term in output.terms.items())
+            loss = float(output.loss.detach())
             raise TrainingError(
-                f"the loss is {float(output.loss)} at step {self.global_step} ({terms}): the run stops and the last "
+                f"the loss is {loss} at step {self.global_step} ({terms}): the run stops and the last "
                 "good state is kept. Lower optim.base_lr or optim.grad_clip"
                 + (", or set trainer.precision=32-true" if "16" in str(self.trainer.precision) else "")
                 + ", and start again with --fresh"
