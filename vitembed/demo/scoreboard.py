@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vitembed.collection.sheet import SheetImage, SheetRow, write_sheet
+from vitembed.collection.sheet_png import sheet_png
 from vitembed.demo.emoji import EmojiData
 from vitembed.demo.truth import category_scores, pixel_vectors, retrieval
 from vitembed.images.preprocess import Preprocess
@@ -157,7 +158,10 @@ def retrieval_sheet(
     k: int = 8,
     num_rows: int = 16,
 ) -> None:
-    """A contact sheet of evenly spaced queries; green where the true match was found, which is the same row."""
+    """A contact sheet of evenly spaced queries, green where the true match (the same row) was found.
+
+    Writes the HTML page ``path`` and, beside it, its first rows as one PNG.
+    """
     query_vectors = _unit(encoder.embed(list(queries), batch_size=256).vectors)
     gallery_vectors = _unit(encoder.embed(list(gallery), batch_size=256).vectors)
     rows = []
@@ -169,6 +173,7 @@ def retrieval_sheet(
             hits.append(SheetImage(gallery[j], captions, tone="good" if j == i else None))
         rows.append(SheetRow(SheetImage(queries[i], ["query", queries[i].stem]), hits))
     write_sheet(path, title, rows, note, thumb_px=96)
+    sheet_png(path.with_suffix(".png"), title, rows[:6], note, thumb_px=96)
 
 
 def _unit(vectors: _Vectors) -> _Vectors:

@@ -85,7 +85,7 @@ def _emoji_tour(out: Path, console: Console, budget: str) -> None:
         "of Google's.\nNo labels are used to train. What a user would type:\n"
     )
     google, twitter = _relative(out, data.google[0].parents[1]), _relative(out, data.twitter[0].parents[1])
-    example = _relative(out, edited[data.names.index("green_apple") if "green_apple" in data.names else 0])
+    example = _relative(out, edited[data.names.index("see_no_evil")])
     _type(out, console, ["pretrain", google, twitter, "--config", "emoji", "--time-budget", budget])
     _type(out, console, ["index", google, twitter])
     _type(out, console, ["search", example, "-k", "5", "--html", "search.html"])
