@@ -14,8 +14,8 @@ import pytest
 
 from vitembed.collection import update
 from vitembed.collection.collection import Collection
-from vitembed.collection.lock import exclusive
 from vitembed.errors import CollectionError
+from vitembed.lock import exclusive
 
 # An update in a process of its own that ends, in one way or another, after batch 3 of 4 (8 images each, commits of 8).
 SCRIPT = """
@@ -127,13 +127,16 @@ def test_one_writer_at_a_time(photos, make, encoder):
 def test_a_lock_file_left_behind_is_no_obstacle(tmp_path):
     lock = tmp_path / "write.lock"
     lock.write_text(json.dumps({"pid": 1, "host": "here"}))  # a living process that holds no lock
-    with exclusive(lock):
+    with exclusive(lock, CollectionError):
         assert json.loads(lock.read_text())["pid"] == os.getpid()
-        with pytest.raises(CollectionError, match="being written by"), exclusive(lock):
+        with pytest.raises(CollectionError, match="being written by"), exclusive(lock, CollectionError):
             pass
-    with exclusive(lock):
+    with exclusive(lock, CollectionError):
         pass
-    with pytest.raises(CollectionError, match="cannot write to"), exclusive(tmp_path / "absent" / "write.lock"):
+    with (
+        pytest.raises(CollectionError, match="cannot write to"),
+        exclusive(tmp_path / "absent" / "write.lock", CollectionError),
+    ):
         pass
 
 

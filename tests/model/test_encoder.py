@@ -81,6 +81,12 @@ def test_images_in_memory_and_on_disk_agree(model_dir, folder):
     np.testing.assert_allclose(in_memory.vectors, encoder.embed(paths).vectors, atol=1e-6)
     arrays = encoder.embed([np.asarray(Image.open(path)) for path in paths], batch_size=2)
     np.testing.assert_allclose(in_memory.vectors, arrays.vectors, atol=1e-6)
+    np.testing.assert_allclose(encoder.embed(Image.open(paths[0])).vectors[0], in_memory.vectors[0], atol=1e-6)
+    one = np.asarray(Image.open(paths[0]))
+    np.testing.assert_allclose(encoder.embed(one).vectors, in_memory.vectors[:1], atol=1e-6)
+    np.testing.assert_allclose(encoder.embed(np.stack([one, one])).vectors, in_memory.vectors[[0, 0]], atol=1e-6)
+    with pytest.raises(DataError, match="cannot be mixed"):
+        encoder.embed([paths[0], Image.open(paths[1])])
 
 
 def test_images_come_back_in_the_order_in_which_they_were_named(model_dir, folder):

@@ -16,9 +16,10 @@ from PIL import Image
 
 import vitembed
 from vitembed.config import PretrainConfig
-from vitembed.errors import ConfigError, DataError, TrainingError
+from vitembed.errors import ConfigError, DataError, TrainingError, VitembedError
 from vitembed.images.cache import ImageCache
 from vitembed.images.source import ImageRef
+from vitembed.lock import exclusive
 from vitembed.pretrain.batches import BatchStream
 from vitembed.pretrain.schedule import Clock, lr_factor
 from vitembed.recipes import load_config
@@ -161,6 +162,13 @@ def test_a_run_that_died_before_the_export_only_exports(folder, tmp_path):
     assert again.completed
     assert again.num_steps == 3
     assert weights(again) == expected
+
+
+def test_a_run_that_another_process_trains_is_left_alone(folder, tmp_path):
+    run_dir = tmp_path / "work" / ".vitembed" / "runs" / "model"
+    run_dir.mkdir(parents=True)
+    with exclusive(run_dir / "run.lock"), pytest.raises(VitembedError, match=f"written by process {os.getpid()} on"):
+        run(folder, tmp_path, "optim.max_steps=3")
 
 
 def test_an_interrupted_run_refuses_other_settings_and_other_images(folder, tmp_path):

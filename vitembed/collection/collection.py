@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitembed.collection.catalog import CATALOG_FILE, Catalog, DamagedError
-from vitembed.collection.lock import exclusive
 from vitembed.collection.nearest import Hit, Nearest
 from vitembed.collection.plan import make_plan
 from vitembed.collection.update import StreamsVectors, UpdateProgress, UpdateReport, embed_plan, record_plan
 from vitembed.embeddings import Embeddings, unit_rows
 from vitembed.errors import BadImage, CollectionError, DataError, MismatchError, printable
 from vitembed.images.source import walk
+from vitembed.lock import exclusive
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -73,7 +73,7 @@ class Collection:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise CollectionError(f"cannot make {printable(folder)}: {error.strerror}") from error
-        with exclusive(folder / LOCK_FILE):
+        with exclusive(folder / LOCK_FILE, CollectionError):
             if _has_catalog(folder) and not rebuild:
                 collection = cls.open(folder)
                 try:
@@ -165,7 +165,7 @@ class Collection:
             DataError: If an input does not exist.
         """
         start = time.perf_counter()
-        with exclusive(self.directory / LOCK_FILE):
+        with exclusive(self.directory / LOCK_FILE, CollectionError):
             self._refuse_others(encoder.fingerprint, encoder.embed_dim)
             inputs = [inputs] if isinstance(inputs, (str, os.PathLike)) else list(inputs)
             entries, unreadable = walk(inputs, follow_symlinks=follow_symlinks)
@@ -215,7 +215,7 @@ class Collection:
             raise DataError(f"{len(embeddings) - len(set(embeddings.ids))} ids occur more than once")
         vectors = unit_rows(embeddings.vectors)
         added = changed = unchanged = 0
-        with exclusive(self.directory / LOCK_FILE):
+        with exclusive(self.directory / LOCK_FILE, CollectionError):
             self._refuse_others(embeddings.fingerprint, embeddings.dim)
             with self._catalog.read():
                 self._catalog.check_same()

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vitembed.collection.catalog import Catalog
-from vitembed.collection.lock import exclusive
 from vitembed.errors import CollectionError, DataError
+from vitembed.lock import exclusive
 
 if TYPE_CHECKING:
     from vitembed.collection.ann import Scan, VectorCache
@@ -171,7 +171,7 @@ class Nearest:
         # Under a lock of its own: a reader that mends the cache must not turn an update away. Where it is held, or the
         # medium cannot be written, the scan serves this process alone.
         try:
-            with exclusive(self._directory / CACHE_LOCK_FILE):
+            with exclusive(self._directory / CACHE_LOCK_FILE, CollectionError):
                 self._cache().write(scan, self._catalog.generation())
         except (OSError, CollectionError) as error:
             log.info("vector cache not written: %s", error)

@@ -25,8 +25,8 @@ from jaxtyping import Float32, UInt8
 
 from vitembed.atomic import atomic_path, fsync_directory
 from vitembed.errors import DataError, printable
-from vitembed.images.lock import locked
 from vitembed.images.source import ImageRef
+from vitembed.lock import locked
 
 _FORMAT = 1
 _SAVE_SECONDS = 10.0

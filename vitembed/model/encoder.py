@@ -26,6 +26,8 @@ from vitembed.model.checkpoint import fingerprint, read_model
 from vitembed.model.vit import Tokens, VisionTransformer
 
 POOLS = ("cls", "mean", "cls+mean")
+ImageLike = str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8]
+"""A path, or an image in memory: Pillow's, or uint8 [h, w], [h, w, 3], [h, w, 4]."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class Encoder:
 
     def embed(
         self,
-        images: str | os.PathLike[str] | Sequence[str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8]],
+        images: ImageLike | Sequence[ImageLike],
         *,
         batch_size: int = 64,
         num_workers: int | None = None,
@@ -97,7 +99,7 @@ class Encoder:
         """One vector per image, in the order given; the images of a folder in the order of their paths' bytes.
 
         Args:
-            images: Folders, files and ``@list.txt``; or images in memory (Pillow, or uint8 arrays [h, w, 3]).
+            images: Folders, files and ``@list.txt``; or images in memory (Pillow, or uint8 arrays; several in a list).
             batch_size: Images per pass through the model.
             num_workers: Threads that decode; none: one per core.
             on_bad: Whether an unreadable image stops everything (``raise``) or is left out and listed in
@@ -109,14 +111,21 @@ class Encoder:
             DataError: If there is no image to embed.
         """
         meta = {"model": self.name, "pool": self.pool, "img_size": self.preprocess.img_size, "normalized": False}
-        if not isinstance(images, (str, os.PathLike)) and images and not isinstance(images[0], (str, os.PathLike)):
-            arrays = [self.preprocess.apply(image) for image in images]  # type: ignore[arg-type]  # narrowed by the first
+        single = isinstance(images, (str, os.PathLike, Image.Image))
+        if isinstance(images, np.ndarray):  # one image, unless it is a stack [b, h, w, c]
+            single = images.ndim != 4
+        items: list[ImageLike] = [images] if single else list(images)  # type: ignore[list-item, arg-type]
+        in_memory = [item for item in items if not isinstance(item, (str, os.PathLike))]
+        paths = [item for item in items if isinstance(item, (str, os.PathLike))]
+        if in_memory and paths:
+            raise DataError("images in memory and paths cannot be mixed in one call")
+        if in_memory:
+            arrays = [self.preprocess.apply(image) for image in in_memory]
             parts = [self.embed_arrays(np.stack(arrays[i : i + batch_size])) for i in range(0, len(arrays), batch_size)]
             ids = [str(i) for i in range(len(arrays))]
             return Embeddings(vectors=np.concatenate(parts), ids=ids, fingerprint=self.fingerprint, meta=meta)
 
-        inputs = [images] if isinstance(images, (str, os.PathLike)) else list(images)
-        refs, bad = _listed(inputs)  # type: ignore[arg-type]  # paths only: checked above
+        refs, bad = _listed(paths)
         if bad and on_bad == "raise":
             raise bad[0]
         vectors, ids, total = [], [], len(refs) + len(bad)
@@ -130,7 +139,7 @@ class Encoder:
                 progress(len(ids) + len(bad), total)
         if not ids:
             first = f", the first: {bad[0]}" if bad else ""
-            raise DataError(f"no readable image in {', '.join(map(str, inputs))} ({len(bad)} unreadable{first})")
+            raise DataError(f"no readable image in {', '.join(map(str, paths))} ({len(bad)} unreadable{first})")
         meta["bad"] = [{"path": problem.path, "reason": problem.reason} for problem in bad]
         return Embeddings(vectors=np.concatenate(vectors), ids=ids, fingerprint=self.fingerprint, meta=meta)
 

@@ -18,8 +18,9 @@ from vitembed.config import PretrainConfig, to_dict
 from vitembed.errors import BadImage, ConfigError, DataError
 from vitembed.images.cache import ImageCache
 from vitembed.images.preprocess import Preprocess
-from vitembed.images.source import ImageRef, find_images
-from vitembed.pretrain.files import CHECKPOINT_FILE, METRICS_FILE, RUN_FILE
+from vitembed.images.source import ImageListing, ImageRef, find_images
+from vitembed.lock import exclusive
+from vitembed.pretrain.files import CHECKPOINT_FILE, LOCK_FILE, METRICS_FILE, RUN_FILE
 from vitembed.pretrain.status import DecodeBar
 from vitembed.recipes import differences, load_config
 from vitembed.workspace import Workspace, find_workspace
@@ -97,9 +98,26 @@ def pretrain(
     resolved = _resolve_config(listing.refs, config, overrides, time_budget)
     run_dir = workspace.runs_dir / name
     model_dir = workspace.model_dir if name == "model" else workspace.dir / "models" / name
-    resume = _prepare_run(run_dir, model_dir, resolved, listing.refs, fresh=fresh)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with exclusive(run_dir / LOCK_FILE):
+        return _run(resolved, listing, workspace, run_dir, model_dir, fresh=fresh, started=started, progress=progress)
+
+
+def _run(
+    config: PretrainConfig,
+    listing: ImageListing,
+    workspace: Workspace,
+    run_dir: Path,
+    model_dir: Path,
+    *,
+    fresh: bool,
+    started: float,
+    progress: bool,
+) -> PretrainResult:
+    """Train in a run folder that is ours alone."""
+    resume = _prepare_run(run_dir, model_dir, config, listing.refs, fresh=fresh)
     if resume == "complete":
-        log.info("run %s is complete already: its model is %s (--fresh trains anew)", name, model_dir)
+        log.info("run %s is complete already: its model is %s (--fresh trains anew)", run_dir.name, model_dir)
         state = json.loads((run_dir / RUN_FILE).read_text(encoding="utf-8"))
         return PretrainResult(
             model_dir=model_dir,
@@ -112,7 +130,7 @@ def pretrain(
             metrics=state["metrics"],
         )
 
-    cache = _decode(listing.refs, resolved, workspace, progress)
+    cache = _decode(listing.refs, config, workspace, progress)
     bad = sorted([*listing.bad, *cache.bad], key=lambda problem: os.fsencode(problem.path))
     if len(cache.refs) < MIN_IMAGES:
         raise DataError(
@@ -123,16 +141,16 @@ def pretrain(
     from vitembed.model.checkpoint import save_model
     from vitembed.pretrain.fit import fit
 
-    outcome = fit(resolved, cache, run_dir, resume=resume == "resume", started=started, show=progress)
+    outcome = fit(config, cache, run_dir, resume=resume == "resume", started=started, show=progress)
     if outcome.completed:
         facts = {
             "made_by": f"vitembed {__version__} pretrain",
             "num_images": len(cache.refs),
             "num_steps": outcome.num_steps,
             "seconds": round(outcome.seconds, 1),
-            "config": to_dict(resolved),
+            "config": to_dict(config),
         }
-        save_model(model_dir, outcome.vit, Preprocess(img_size=resolved.model.img_size), provenance=facts)
+        save_model(model_dir, outcome.vit, Preprocess(img_size=config.model.img_size), provenance=facts)
         state = json.loads((run_dir / RUN_FILE).read_text(encoding="utf-8"))
         ended = {"status": "complete", "num_images": len(cache.refs), "num_steps": outcome.num_steps}
         _write_state(run_dir, {**state, **ended, "seconds": outcome.seconds, "metrics": outcome.metrics})
@@ -185,7 +203,6 @@ def _prepare_run(
                     "repeat its command to go on, or start anew with --fresh"
                 )
             return "resume"
-    run_dir.mkdir(parents=True, exist_ok=True)
     for leftover in (run_dir / CHECKPOINT_FILE, run_dir / METRICS_FILE, *run_dir.glob("pictures/*.png")):
         leftover.unlink(missing_ok=True)
     _write_state(run_dir, {"status": "running", "config": settings, "data_key": data_key, "num_images": len(refs)})
@@ -201,7 +218,11 @@ def _data_key(refs: Sequence[ImageRef]) -> str:
     """Changes when an image is added, removed, renamed or of another size."""
     digest = hashlib.sha256()
     for ref in refs:
-        digest.update(os.fsencode(ref.path) + b"\0" + str(Path(ref.path).stat().st_size).encode() + b"\0")
+        try:
+            size = Path(ref.path).stat().st_size
+        except OSError:  # it vanished; decoding says so
+            size = -1
+        digest.update(os.fsencode(ref.path) + b"\0" + str(size).encode() + b"\0")
     return digest.hexdigest()
 
 
