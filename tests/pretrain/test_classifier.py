@@ -1,0 +1,68 @@
+"""The supervised ViT: works on batches, learns, starts from an encoder."""
+
+from __future__ import annotations
+
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+import vitembed
+from vitembed.config import ViTConfig
+from vitembed.images.preprocess import Preprocess
+from vitembed.model.encoder import Encoder
+from vitembed.model.vit import VisionTransformer
+
+CONFIG = ViTConfig(img_size=16, patch_size=4, embed_dim=32, depth=2, num_heads=2)
+
+
+def data(num: int, seed: int) -> TensorDataset:
+    """Class 0 has its bright spot in the upper left, class 1 in the lower right, class 2 nowhere."""
+    generator = torch.Generator().manual_seed(seed)
+    pixels = 0.3 * torch.randn(num, 3, 16, 16, generator=generator)
+    labels = torch.randint(0, 3, (num,), generator=generator)
+    pixels[labels == 0, :, 2:6, 2:6] += 2
+    pixels[labels == 1, :, 10:14, 10:14] += 2
+    return TensorDataset(pixels, labels)
+
+
+def test_it_learns_where_things_are_and_reports_held_out_accuracy():
+    torch.manual_seed(0)
+    model = vitembed.ViTClassifier(CONFIG, num_classes=3, hidden_dim=32, lr=2e-3)
+    trainer = pl.Trainer(
+        max_epochs=6, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(model, DataLoader(data(256, 0), batch_size=32, shuffle=True), DataLoader(data(128, 1), batch_size=64))
+    assert trainer.callback_metrics["val_accuracy"] > 0.95
+    pixels, labels = data(128, 2).tensors
+    with torch.no_grad():
+        assert (model.eval()(pixels).argmax(1) == labels).float().mean() > 0.95
+
+
+def test_an_image_is_judged_by_itself_whatever_else_is_in_the_batch():
+    model = vitembed.ViTClassifier(CONFIG, num_classes=5).eval()
+    pixels = torch.randn(6, 3, 16, 16)
+    with torch.no_grad():
+        together = model(pixels)
+        alone = torch.cat([model(image.unsqueeze(0)) for image in pixels])
+    assert together.shape == (6, 5)
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
+
+
+def test_patches_have_a_place():
+    # Without position embeddings an image and its patches in another order would be the same.
+    model = vitembed.ViTClassifier(CONFIG, num_classes=2).eval()
+    pixels = torch.randn(1, 3, 16, 16)
+    with torch.no_grad():
+        assert not torch.allclose(model(pixels), model(pixels.roll(4, dims=2)), atol=1e-5)
+
+
+def test_the_head_reads_the_cls_vector_of_the_encoder_it_came_from():
+    torch.manual_seed(0)
+    encoder = Encoder(VisionTransformer(CONFIG), Preprocess(img_size=16))
+    model = vitembed.ViTClassifier.from_encoder(encoder, num_classes=4).eval()
+    pixels = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(model(pixels), model.head(encoder.vit(pixels).cls))
+        model.vit.cls_token += 1
+        assert not torch.equal(model.vit.cls_token, encoder.vit.cls_token)
