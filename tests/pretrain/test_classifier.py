@@ -27,9 +27,9 @@ def data(num: int, seed: int) -> TensorDataset:
 
 def test_it_learns_where_things_are_and_reports_held_out_accuracy():
     torch.manual_seed(0)
-    model = vitembed.ViTClassifier(CONFIG, num_classes=3, hidden_dim=32, lr=2e-3)
+    model = vitembed.ViTClassifier(CONFIG, num_classes=3, hidden_dim=32, lr=3e-3)
     trainer = pl.Trainer(
-        max_epochs=6, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        max_epochs=25, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False,
     )  # fmt: skip
     trainer.fit(model, DataLoader(data(256, 0), batch_size=32, shuffle=True), DataLoader(data(128, 1), batch_size=64))

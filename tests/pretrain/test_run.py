@@ -194,7 +194,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_state(fo
 def test_a_time_budget_ends_the_run_in_time_with_the_rate_at_its_end(folder, tmp_path):
     result = run(folder, tmp_path, "optim.max_steps=null", time_budget=12.0)
     assert result.completed
-    assert 3 < result.seconds
+    assert result.seconds > 3
     assert lines(result)[-1]["progress"] == 1.0
     peak = 2e-3 * 8 / 256
     assert max(line["lr"] for line in lines(result)) > 0.8 * peak
