@@ -283,12 +283,6 @@ class TrainerConfig:
 
     accelerator: str = "auto"
     """auto, cpu, gpu or mps."""
-    devices: str = "1"
-    """Number of devices, or auto for all."""
-    num_nodes: int = 1
-    """Machines."""
-    strategy: str = "auto"
-    """auto, ddp, fsdp."""
     precision: str = "auto"
     """auto (bf16 where the GPU has it, fp16 on older ones, else fp32), 32-true, bf16-mixed or 16-mixed."""
     log_every_steps: int = 10

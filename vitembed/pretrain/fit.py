@@ -134,9 +134,7 @@ def _trainer(config: TrainerConfig, *, grad_clip: float, run_dir: Path) -> pl.Tr
     try:
         return pl.Trainer(
             accelerator=config.accelerator,
-            devices=int(config.devices) if config.devices.isdigit() else config.devices,
-            num_nodes=config.num_nodes,
-            strategy=config.strategy,
+            devices=1,
             precision=precision(config),  # type: ignore[arg-type]  # checked by Lightning, as below
             max_steps=-1,
             max_epochs=-1,
