@@ -161,7 +161,8 @@ def test_an_interrupted_build_goes_on(tmp_path, refs, decoded, after):
     assert all(folder.suffix == ".partial" for folder in folders(tmp_path / "cache"))
     decoded.clear()
     check(ImageCache.build(refs, tmp_path / "cache", size=6), refs)
-    assert decoded == refs[calls[-1] :]
+    # Threads decode in any order; what counts is that none of the saved rows was decoded again.
+    assert sorted(decoded, key=lambda ref: ref.path) == sorted(refs[calls[-1] :], key=lambda ref: ref.path)
     assert [folder.suffix for folder in folders(tmp_path / "cache")] == [""]
 
 
