@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import sys
 from typing import Annotated, Any
 
@@ -17,6 +18,11 @@ from vitembed import __version__
 from vitembed.errors import VitembedError
 
 from .output import EXIT_INTERRUPTED, EXIT_MISTAKE, note
+
+# Threads of GNU's OpenMP, which torch uses on Linux, burn a core while they wait for each other. On a machine that does
+# other things too, waiting shortly and then sleeping trained 1.6 times faster, and as fast on an idle one
+# (docs/experiments.md). Read when the library loads, which no import before this one does.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 # In the order in which a user meets them: this is how --help lists them.
 COMMANDS = ("pretrain", "index", "search", "embed", "probe", "info", "configs", "doctor", "demo")
