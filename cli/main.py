@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from vitembed import __version__
-from vitembed.errors import VitembedError
+from vitembed.errors import FailedElsewhere, VitembedError
 
 from .output import EXIT_INTERRUPTED, EXIT_MISTAKE, note
 
@@ -62,6 +62,8 @@ class Group(TyperGroup):
         """Run the chosen command."""
         try:
             return super().invoke(ctx)
+        except FailedElsewhere as error:  # one line for all processes of a run
+            raise typer.Exit(EXIT_MISTAKE) from error
         except VitembedError as error:
             note(f"Error: {error}")
             raise typer.Exit(EXIT_MISTAKE) from error

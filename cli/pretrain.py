@@ -9,8 +9,11 @@ import typer
 from .options import ReportOption, StrictOption, WorkspaceOption, seconds_of, split_settings
 from .output import EXIT_INTERRUPTED, duration, finish, note, say_facts, shown
 
-# Of the last line of metrics.jsonl, what says nothing about a run that has ended.
-_CLOCKS = ("step", "progress", "elapsed_seconds", "images_per_second", "data_wait_share", "lr")
+# Of the last line of metrics.jsonl, what says nothing about a run that has ended, or is said from start to end.
+_NOT_SHOWN = (
+    *("step", "progress", "elapsed_seconds", "images_per_second", "data_wait_share", "lr", "grad_norm", "grad_clipped"),
+    *("monitor_step", "knn", "linear", "rankme", "view_retrieval", "mean_cosine"),
+)
 
 
 def pretrain(
@@ -29,10 +32,25 @@ def pretrain(
             help="Recipe: a name that vitembed configs lists, or a YAML file. [default: by the images]",
         ),
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Go on from this model: a model folder, or a --name of pretrain. It is kept as it is where training "
+            "makes it worse. [default: start from nothing]",
+        ),
+    ] = None,
     name: Annotated[str, typer.Option(metavar="NAME", help="What to call the model in the workspace.")] = "model",
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Start anew instead of going on with an interrupted run.")
     ] = False,
+    cache: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ram|disk|off",
+            help="Where decoded images are kept; off: nowhere, every pass decodes anew. [default: by what is free]",
+        ),
+    ] = None,
     time_budget: Annotated[
         str | None, typer.Option(metavar="TIME", help="Plan the run to end in this time, such as 30s, 20m or 2h.")
     ] = None,
@@ -50,9 +68,14 @@ def pretrain(
       vitembed pretrain ./images
       vitembed pretrain ./images --time-budget 20m
       vitembed pretrain ./images --config small optim.batch_size=128 seed=1
+      vitembed pretrain ./images --model other/.vitembed/model --name adapted
     """  # noqa: D301
     paths, settings = split_settings(images)
+    if cache is not None:
+        settings.append(f"data.cache={cache}")
     seconds = None if time_budget is None else seconds_of(time_budget)
+    from vitembed.pretrain.figures import key_figures
+    from vitembed.pretrain.processes import current_process
     from vitembed.pretrain.run import pretrain as run_pretraining
     from vitembed.workspace import find_workspace
 
@@ -60,11 +83,14 @@ def pretrain(
         paths,
         config=config,
         overrides=settings,
+        model=model,
         workspace=find_workspace(workspace, create=True),
         name=name,
         fresh=fresh,
         time_budget=seconds,
     )
+    if current_process().rank > 0:  # of several processes the first one speaks
+        raise typer.Exit(0 if result.completed else EXIT_INTERRUPTED)
     if not result.completed:
         note("Interrupted; everything is saved. The same command goes on from here.")
         raise typer.Exit(EXIT_INTERRUPTED)
@@ -72,9 +98,12 @@ def pretrain(
         [
             ("model", shown(result.model_dir)),
             ("run", shown(result.run_dir)),
+            ("report", shown(result.report)),
+            *([("kept", result.decision["words"])] if result.decision is not None else []),
             ("images", f"{result.num_images:,}"),
             ("steps", f"{result.num_steps:,} in {duration(result.seconds)}"),
-            *[(metric, f"{value:.4g}") for metric, value in result.metrics.items() if metric not in _CLOCKS],
+            *[(metric, f"{value:.4g}") for metric, value in result.metrics.items() if metric not in _NOT_SHOWN],
+            *key_figures(result.monitor),
         ]
     )
     finish(result.bad, strict=strict, report=report)

@@ -37,6 +37,10 @@ class TrainingError(VitembedError):
     """A training run that cannot go on, as on a non-finite loss."""
 
 
+class FailedElsewhere(VitembedError):
+    """Another process of the same run failed and says why; the command line ends without a word of its own."""
+
+
 class BadImage(VitembedError):
     """An image that cannot be decoded.
 

@@ -13,6 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vitembed.config import AUGMENT_PRESETS, AugmentConfig, to_dict
 from vitembed.errors import ConfigError
 
 C = TypeVar("C")
@@ -42,14 +43,43 @@ def load_config(kind: type[C], source: str | Path | None = None, overrides: Sequ
                 raise ConfigError(f"setting {setting!r} is not of the form key=value, such as optim.max_steps=60")
             layers.append(OmegaConf.from_dotlist([setting]))
         for layer in layers:
-            _check_keys(kind, OmegaConf.to_container(layer), "")
-            merged = OmegaConf.merge(merged, layer)
+            given = OmegaConf.to_container(layer)
+            _check_keys(kind, given, "")
+            merged = OmegaConf.merge(merged, _augment_start(given), layer)
         values = OmegaConf.to_container(merged)
     except OmegaConfBaseException as error:
         where = f"{error.full_key}: " if getattr(error, "full_key", None) else ""
         raise ConfigError(f"{where}{str(error).splitlines()[0]}") from error
     config: C = _build(kind, values)
     return config
+
+
+def named_settings(source: str | Path | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """What a YAML and ``key=value`` settings say themselves, flat: ``{"optim.max_steps": 60}``; nothing is checked."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        layers = [_parse(read_recipe(source), source)] if source is not None else []
+        layers += [OmegaConf.from_dotlist([setting]) for setting in overrides if "=" in setting]
+        return {key: value for layer in layers for key, value in _flat(OmegaConf.to_container(layer), "")}
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error).splitlines()[0]) from error
+
+
+def _flat(values: Any, prefix: str) -> list[tuple[str, Any]]:
+    if not isinstance(values, dict):
+        return [(prefix.removesuffix("."), values)]
+    return [pair for key, value in values.items() for pair in _flat(value, f"{prefix}{key}.")]
+
+
+def _augment_start(given: Any) -> dict[str, Any]:
+    """What ``augment.preset`` in a layer of settings stands for: the whole section, under the layer's own settings."""
+    section = given.get("augment") if isinstance(given, dict) else None
+    preset = section.get("preset") if isinstance(section, dict) else None
+    if preset not in AUGMENT_PRESETS:  # none named, or an unknown one, which AugmentConfig refuses
+        return {}
+    return {"augment": {**to_dict(AugmentConfig()), **AUGMENT_PRESETS[preset]}}
 
 
 def _parse(text: str, source: str | Path) -> Any:
@@ -106,6 +136,12 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
         elif a != b:
             lines.append(f"{prefix}{key}: {a} -> {b}")
     return lines
+
+
+def config_from_dict(kind: type[C], values: Mapping[str, Any]) -> C:
+    """The configuration of which ``to_dict`` gave ``values``, complete and of this version."""
+    config: C = _build(kind, values)
+    return config
 
 
 def _build(kind: Any, values: Any, prefix: str = "") -> Any:

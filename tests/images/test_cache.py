@@ -271,13 +271,13 @@ def test_no_room_is_said_before_the_work(tmp_path, refs, decoded, monkeypatch):
     with pytest.raises(DataError, match=r"needs 0\.0 GB .* 0\.0 GB are free"):
         ImageCache.build(refs, tmp_path / "cache", size=6)
     assert decoded == []
-    monkeypatch.setattr(cache_module, "memory_bytes", lambda: 10_000)
+    monkeypatch.setattr(cache_module, "available_bytes", lambda: 10_000)
     with pytest.raises(DataError, match="keep the cache on disk"):
         ImageCache.in_memory(refs, size=6)
 
 
 def test_a_disk_that_fills_meanwhile_loses_nothing(tmp_path, refs, decoded, monkeypatch):
-    real_make = cache_module._squash_all
+    real_make = cache_module._decode_all
 
     def full_disk(*args):
         rows = real_make(*args)
@@ -286,7 +286,7 @@ def test_a_disk_that_fills_meanwhile_loses_nothing(tmp_path, refs, decoded, monk
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(cache_module, "_squash_all", full_disk)
+        patch.setattr(cache_module, "_decode_all", full_disk)
         with pytest.raises(DataError, match="disk is full"):
             ImageCache.build(refs, tmp_path / "cache", size=6)
     decoded.clear()

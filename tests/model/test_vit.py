@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -40,6 +41,48 @@ def timm_twin(config: ViTConfig):
     for parameter in twin.parameters():  # no parameter may hide behind a zero or one
         nn.init.normal_(parameter, std=0.1)
     return twin
+
+
+@pytest.mark.parametrize("size", [(64, 64), (96, 96), (48, 80)])
+@pytest.mark.parametrize("patch_size", [8, 16])
+def test_the_convolutional_stem_equals_timms_with_the_same_weights(patch_size, size):
+    from timm.layers import HybridEmbed
+    from timm.models.vision_transformer_hybrid import ConvStem
+
+    config = ViTConfig(**{**SMALL, "patch_size": patch_size}, stem="conv")
+    num = {8: 3, 16: 4}[patch_size]
+    backbone = ConvStem(depth=num, channels=64, stride=(2,) * num, kernel_size=3)
+    twin = timm_vit.VisionTransformer(
+        img_size=64,
+        patch_size=1,  # of the backbone's feature map
+        embed_dim=64,
+        depth=3,
+        num_heads=4,
+        num_classes=0,
+        dynamic_img_size=True,
+        global_pool="token",
+        embed_layer=partial(HybridEmbed, backbone=backbone, proj=False),
+    )
+    torch.manual_seed(0)
+    for name, value in twin.state_dict().items():
+        if value.is_floating_point():
+            nn.init.normal_(value, std=0.1)
+        if name.endswith("running_var"):
+            value.abs_()
+    ours = VisionTransformer(config).eval()
+    ours.load_state_dict(twin.state_dict(), strict=True)
+    pixels = torch.randn(2, 3, *size)
+    with torch.no_grad():
+        expected, tokens = twin.eval().forward_features(pixels), ours(pixels)
+    torch.testing.assert_close(tokens.cls, expected[:, 0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(tokens.patches, expected[:, 1:], atol=1e-4, rtol=1e-4)
+
+
+def test_a_convolutional_stem_asks_for_sizes_that_halve():
+    with pytest.raises(ConfigError, match="patch_size must be a power of 2, got 14"):
+        ViTConfig(img_size=28, patch_size=14, embed_dim=64, depth=1, num_heads=1, stem="conv")
+    with pytest.raises(ConfigError, match="a multiple of 16, got 24"):
+        ViTConfig(img_size=32, patch_size=16, embed_dim=24, depth=1, num_heads=1, stem="conv")
 
 
 @pytest.mark.parametrize("size", [(64, 64), (96, 96), (48, 80)])

@@ -15,6 +15,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from vitembed.config import AugmentConfig
+from vitembed.images.resample import crop_resize, turned_crop_resize
 
 # Rec. 601 luma, and the chroma axes of YIQ: rotating the (i, q) plane turns the hue.
 _LUMA = (0.299, 0.587, 0.114)
@@ -72,6 +73,11 @@ def random_resized_crop(
     flip_x = torch.where(uniform(0.0, 1.0) < config.hflip_prob, -1.0, 1.0)
     flip_y = torch.where(uniform(0.0, 1.0) < config.vflip_prob, -1.0, 1.0)
     angle = uniform(-1.0, 1.0) * math.radians(config.rotate_degrees)
+    # Bilinear sampling alone aliases when it shrinks: sample finer by a whole factor and average.
+    oversample = max(1, round(pixels.shape[-1] * math.sqrt(config.crop_scale[1]) / img_size))
+    if config.rotate_degrees == 0:
+        scale, centre = torch.stack([width * flip_x, height * flip_y], dim=1), torch.stack([centre_x, centre_y], dim=1)
+        return crop_resize(pixels, scale, centre, side=img_size, oversample=oversample)
     cos, sin = angle.cos(), angle.sin()
     theta = torch.stack(
         [
@@ -80,12 +86,7 @@ def random_resized_crop(
         ],
         dim=1,
     )
-    # Bilinear sampling alone aliases when it shrinks: sample finer by a whole factor and average.
-    oversample = max(1, round(pixels.shape[-1] * math.sqrt(config.crop_scale[1]) / img_size))
-    side = img_size * oversample
-    grid = F.affine_grid(theta, [b, pixels.shape[1], side, side], align_corners=False)
-    views = F.grid_sample(pixels, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
-    return F.avg_pool2d(views, oversample) if oversample > 1 else views
+    return turned_crop_resize(pixels, theta, side=img_size, oversample=oversample)
 
 
 def random_colour(
@@ -110,14 +111,16 @@ def random_colour(
         saturation = torch.where(jitter, uniform(1 - config.saturation, 1 + config.saturation), 1.0)
         saturation = torch.where(uniform(0.0, 1.0) < config.gray_prob, 0.0, saturation)
         turn = torch.where(jitter, uniform(-config.hue, config.hue), 0.0) * (2 * math.pi)
-        luma = torch.tensor(_LUMA, device=device)
-        to_yiq = torch.tensor(_RGB_TO_YIQ, device=device)
+        rgb_to_yiq = torch.tensor(_RGB_TO_YIQ)
+        luma, to_yiq, from_yiq = (
+            _constant(tensor, device) for tensor in (torch.tensor(_LUMA), rgb_to_yiq, torch.linalg.inv(rgb_to_yiq))
+        )
         chroma = torch.zeros(b, 3, 3, device=device)
         chroma[:, 0, 0] = 1
         chroma[:, 1, 1] = chroma[:, 2, 2] = saturation * turn.cos()
         chroma[:, 2, 1] = saturation * turn.sin()
         chroma[:, 1, 2] = -chroma[:, 2, 1]
-        matrix = torch.linalg.inv(to_yiq) @ chroma @ to_yiq
+        matrix = from_yiq @ chroma @ to_yiq
     matrix = matrix * (brightness * contrast).reshape(b, 1, 1)
     mean_luma = torch.einsum("bchw,c->b", views, luma) / (views.shape[2] * views.shape[3])
     offset = (mean_luma * brightness * (1 - contrast)).reshape(b, 1, 1)
@@ -132,6 +135,11 @@ def random_colour(
         chosen = (uniform(0.0, 1.0) < config.solarize_prob).reshape(b, 1, 1, 1)
         views = torch.where(chosen & (views > 0.5), 1 - views, views)
     return views
+
+
+def _constant(tensor: Tensor, device: torch.device) -> Tensor:
+    """On the device, without waiting for what that still computes."""
+    return tensor.to(device, non_blocking=True)
 
 
 def _blur(views: Tensor, config: AugmentConfig, uniform: Callable[[float, float], Tensor]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Decode once, train many epochs: every image squashed to one uint8 square, on disk or in memory."""
+"""Decode once, train many epochs: every image squashed to one uint8 square, on disk, in memory, or decoded anew."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32, UInt8
-from PIL.Image import Resampling
 
 from vitembed.errors import BadImage, DataError
 from vitembed.images.cache_files import Rows, bytes_of, find_or_build, gigabytes
 from vitembed.images.decode import DecodeOptions, decode_image
 from vitembed.images.loader import load_batches
-from vitembed.images.memory import memory_bytes
+from vitembed.images.memory import available_bytes
+from vitembed.images.on_demand import OnDemandImages, squashed
 from vitembed.images.source import ImageRef
 
 _BATCH = 64
@@ -27,8 +27,8 @@ _BATCH = 64
 class ImageCache:
     """Good images of a set, in its order, as one array."""
 
-    images: UInt8[np.ndarray, "n s s 3"]
-    """Upright RGB, both sides squashed to s; a read-only memory map when on disk."""
+    images: UInt8[np.ndarray, "n s s 3"] | OnDemandImages
+    """Upright RGB, both sides squashed to s; a read-only memory map when on disk; ask for rows by ``images[rows]``."""
     aspect: Float32[np.ndarray, " n"]
     """Width / height of each upright original, so that crops can undo the squash."""
     refs: list[ImageRef]
@@ -38,6 +38,11 @@ class ImageCache:
 
     def __len__(self) -> int:
         return len(self.refs)
+
+    def close(self) -> None:
+        """Stop what decodes in the background; the cache may still be used."""
+        if isinstance(self.images, OnDemandImages):
+            self.images.close()
 
     @staticmethod
     def estimate_bytes(n: int, size: int) -> int:
@@ -77,7 +82,7 @@ class ImageCache:
             refs,
             size=size,
             variant=asdict(options),
-            make_rows=functools.partial(_squash_all, refs, size, options, num_workers),
+            make_rows=functools.partial(_decode_all, refs, size, options, num_workers, True),
             progress=progress,
         )
         return _cache(rows, refs)
@@ -98,17 +103,18 @@ class ImageCache:
             DataError: If the machine has not the memory.
         """
         refs = list(refs)
-        needed = cls.estimate_bytes(len(refs), size)
-        if memory_bytes() and needed > memory_bytes() * 3 // 4:
+        needed, available = cls.estimate_bytes(len(refs), size), available_bytes()
+        if available and needed > available * 3 // 4:
             raise DataError(
-                f"{len(refs)} images at {size} px take {gigabytes(needed)} of memory, this machine has "
-                f"{gigabytes(memory_bytes())}: keep the cache on disk, or make the cached images smaller"
+                f"{len(refs)} images at {size} px take {gigabytes(needed)} of memory, {gigabytes(available)} are free: "
+                "keep the cache on disk (--cache disk), make the cached images smaller (data.cache_size), "
+                "or keep nothing (--cache off: slower, every pass decodes anew)"
             )
         # Untouched pages cost nothing, so the room of bad images need not be given back.
         images = np.empty((len(refs), size, size, 3), np.uint8)
         aspect = np.empty(len(refs), np.float32)
         num_rows, bad = 0, dict[int, str]()
-        for rows in _squash_all(refs, size, options, num_workers, 0):
+        for rows in _decode_all(refs, size, options, num_workers, True, 0):
             end = num_rows + len(rows.images)
             images[num_rows:end], aspect[num_rows:end] = rows.images, rows.aspect
             num_rows = end
@@ -117,6 +123,46 @@ class ImageCache:
                 progress(num_rows + len(bad), len(refs))
         return _cache(Rows(images[:num_rows], aspect[:num_rows], bad), refs)
 
+    @classmethod
+    def on_demand(
+        cls,
+        refs: Sequence[ImageRef],
+        directory: str | os.PathLike[str],
+        *,
+        size: int,
+        options: DecodeOptions = DecodeOptions(),
+        num_workers: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> ImageCache:
+        """Keep no pixels: every image is decoded each time it is asked for, to the same pixels as ``build`` keeps.
+
+        First each is decoded once to find the bad ones, as a row that fails later ends a run. What that found is kept
+        in ``directory`` (4 bytes per image), goes on after an interruption, and holds while the files stay as they are.
+
+        Args:
+            refs: Images, in the order of the rows.
+            directory: As in ``build``.
+            size: Side of the squashed squares, in pixels.
+            options: How to decode.
+            num_workers: Decoding threads; default one per core.
+            progress: Called with images done and images in all, after each batch.
+
+        Raises:
+            DataError: If the directory cannot be written.
+        """
+        refs = list(refs)
+        rows = find_or_build(
+            Path(directory),
+            refs,
+            size=0,
+            variant={**asdict(options), "checked_at": size},
+            make_rows=functools.partial(_decode_all, refs, size, options, num_workers, False),
+            progress=progress,
+        )
+        checked = _cache(rows, refs)
+        images = OnDemandImages(checked.refs, size=size, options=options, num_workers=num_workers)
+        return ImageCache(images, checked.aspect, checked.refs, checked.bad)
+
 
 def _cache(rows: Rows, refs: list[ImageRef]) -> ImageCache:
     good = [ref for position, ref in enumerate(refs) if position not in rows.bad]
@@ -124,19 +170,21 @@ def _cache(rows: Rows, refs: list[ImageRef]) -> ImageCache:
     return ImageCache(rows.images, rows.aspect, good, bad)
 
 
-def _squash_all(
-    refs: list[ImageRef], size: int, options: DecodeOptions, num_workers: int | None, start: int
+def _decode_all(
+    refs: list[ImageRef], size: int, options: DecodeOptions, num_workers: int | None, keep: bool, start: int
 ) -> Generator[Rows, None, None]:
+    """Rows of ``refs[start:]``; without ``keep`` images are decoded and forgotten."""
     aspects: dict[ImageRef, float] = {}
+    side = size if keep else 0
 
-    def squash(ref: ImageRef) -> np.ndarray:
+    def load(ref: ImageRef) -> np.ndarray:
         decoded = decode_image(ref, options, target_px=size)
         aspects[ref] = decoded.full_size[0] / decoded.full_size[1]
-        return np.array(decoded.image.resize((size, size), Resampling.BICUBIC))
+        return squashed(decoded, size) if keep else np.empty((0, 0, 3), np.uint8)
 
     todo = refs[start:]
-    with contextlib.closing(load_batches(todo, squash, batch_size=_BATCH, num_workers=num_workers)) as batches:
+    with contextlib.closing(load_batches(todo, load, batch_size=_BATCH, num_workers=num_workers)) as batches:
         for batch in batches:
-            images = batch.images.reshape(-1, size, size, 3)  # a batch of only bad images knows no size
+            images = batch.images.reshape(len(batch.indices), side, side, 3)  # a batch of only bad images knows no size
             aspect = np.array([aspects[todo[i]] for i in batch.indices], np.float32)
             yield Rows(images, aspect, {start + i: error.reason for i, error in batch.bad})

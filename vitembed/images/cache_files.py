@@ -30,8 +30,13 @@ from vitembed.lock import locked
 
 _FORMAT = 1
 _SAVE_SECONDS = 10.0
-_SPARE_BYTES = 64 << 20
+SPARE_BYTES = 64 << 20
+"""Left free on the disk."""
 _KEPT_OTHERS = 1
+_WAYS_ON = (
+    "make room and run again, it goes on where it was; or make the cached images smaller (data.cache_size), "
+    "or keep nothing (--cache off)"
+)
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ def find_or_build(
     Args:
         directory: Holds the caches, one folder each.
         refs: Images, in the order of the rows.
-        size: Side of a row's image.
+        size: Side of a row's image; 0 keeps no pixels, only which images are good, and their aspect.
         variant: Whatever else the rows depend on, as JSON types.
         make_rows: Gives the rows of ``refs[start:]``.
         progress: Called with images done and images in all.
@@ -84,7 +89,7 @@ def find_or_build(
             rows = _open(target, key, size, len(refs))
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        cause = "the disk is full; free some and run again, it goes on where it was" if full else error.strerror
+        cause = f"the disk is full; {_WAYS_ON}" if full else error.strerror
         raise DataError(f"image cache in {printable(directory)}: {cause}") from error
     assert rows is not None, "a cache that was just published is whole"
     return rows
@@ -115,7 +120,7 @@ def _open(target: Path, key: str, size: int, num_images: int) -> Rows | None:
         return None
     shape = (num_rows, size, size, 3)
     # An empty file cannot be mapped.
-    images = np.memmap(pixels, np.uint8, "r", shape=shape) if num_rows else np.zeros(shape, np.uint8)
+    images = np.memmap(pixels, np.uint8, "r", shape=shape) if num_rows and size else np.zeros(shape, np.uint8)
     return Rows(images, np.fromfile(aspect, "<f4").astype(np.float32), bad)
 
 
@@ -205,10 +210,11 @@ def _open_at(path: Path, position: int) -> BinaryIO:
 
 def _check_room(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
-    if needed + _SPARE_BYTES > free:
+    if needed + SPARE_BYTES > free:
         raise DataError(
             f"the image cache needs {gigabytes(needed)} in {printable(folder.parent)}, {gigabytes(free)} are free: "
-            "make room, choose another folder, or make the cached images smaller"
+            "make room there (or choose another workspace), make the cached images smaller (data.cache_size), "
+            "or keep nothing (--cache off: slower, every pass decodes anew)"
         )
 
 

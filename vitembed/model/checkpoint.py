@@ -49,6 +49,8 @@ def fingerprint(weights: Mapping[str, Tensor], config: ViTConfig, preprocess: Pr
     """
     digest = hashlib.sha256()
     architecture = {key: value for key, value in to_dict(config).items() if key != "drop_path_rate"}
+    if config.stem == "patch":  # models from before there was a choice keep their fingerprint
+        del architecture["stem"]
     digest.update(json.dumps(architecture, sort_keys=True).encode())
     digest.update(preprocess.canonical().encode())
     digest.update(pool.encode())
@@ -82,7 +84,8 @@ def save_model(
         The folder.
     """
     directory = Path(directory)
-    weights = {name: tensor.detach().cpu().float().contiguous() for name, tensor in vit.state_dict().items()}
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in vit.state_dict().items()}
+    weights = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
     config = {
         "format": "vitembed-encoder",
         "format_version": FORMAT_VERSION,

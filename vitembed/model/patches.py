@@ -1,4 +1,4 @@
-"""Images to patches and back, and where each patch lies: patch embedding, patchify, position embeddings."""
+"""Images to patches and back, and where each patch lies: patch embedding, stem, patchify, position embeddings."""
 
 from __future__ import annotations
 
@@ -28,6 +28,51 @@ class PatchEmbed(nn.Module):
         grid_size(pixels.shape[-2], pixels.shape[-1], self.patch_size)
         patches: Tensor = self.proj(pixels)
         return patches.flatten(2).transpose(1, 2)
+
+
+class ConvStem(nn.Module):
+    """Patches by a few small convolutions of stride 2 instead of one large one: the better start on few images.
+
+    As many convolutions (3x3) as halvings give the patch size, each twice as wide as the one before; batch norm and
+    ReLU between them, none behind the last. A token also knows some pixels around its patch. Parameter names are those
+    of timm's ``HybridEmbed`` around its ``ConvStem``.
+
+    Source: Xiao et al. 2021, "Early convolutions help transformers see better", arXiv:2106.14881, section 4.
+    """
+
+    def __init__(self, patch_size: int, in_chans: int, embed_dim: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        num = patch_size.bit_length() - 1
+        widths = [in_chans, *(embed_dim >> (num - 1 - i) for i in range(num))]
+        self.backbone = nn.Sequential(
+            *(ConvNorm(widths[i], widths[i + 1], last=i == num - 1) for i in range(num)),
+        )
+
+    def forward(self, pixels: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
+        """Embed each patch; ``n`` runs row by row.
+
+        Raises:
+            ValueError: If height or width is not a multiple of the patch size.
+        """
+        grid_size(pixels.shape[-2], pixels.shape[-1], self.patch_size)
+        patches: Tensor = self.backbone(pixels)
+        return patches.flatten(2).transpose(1, 2)
+
+
+class ConvNorm(nn.Module):
+    """A 3x3 convolution of stride 2, with batch norm and ReLU unless it is the last."""
+
+    def __init__(self, in_chans: int, out_chans: int, *, last: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_chans, out_chans, kernel_size=3, stride=2, padding=1, bias=last)
+        self.bn = nn.Sequential() if last else nn.BatchNorm2d(out_chans)
+        self.last = last
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h2 w2"]:
+        """Halve height and width."""
+        out: Tensor = self.bn(self.conv(x))
+        return out if self.last else out.relu()
 
 
 def grid_size(height: int, width: int, patch_size: int) -> tuple[int, int]:

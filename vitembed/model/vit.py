@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vitembed.config import ViTConfig
-from vitembed.model.patches import PatchEmbed, grid_size, resample_pos_embed, sincos_pos_embed
+from vitembed.model.patches import ConvStem, PatchEmbed, grid_size, resample_pos_embed, sincos_pos_embed
 
 
 class Tokens(NamedTuple):
@@ -135,7 +135,8 @@ class VisionTransformer(nn.Module):
         self.num_prefix = 1 + config.num_registers
         self.num_positioned_prefix = 0 if config.no_embed_class else self.num_prefix
 
-        self.patch_embed = PatchEmbed(config.patch_size, config.in_chans, d)
+        embed = ConvStem if config.stem == "conv" else PatchEmbed
+        self.patch_embed = embed(config.patch_size, config.in_chans, d)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, d))
         self.reg_token = nn.Parameter(torch.zeros(1, config.num_registers, d)) if config.num_registers else None
         num_positions = self.num_positioned_prefix + self.native_grid[0] * self.native_grid[1]
@@ -147,7 +148,10 @@ class VisionTransformer(nn.Module):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Truncated normal of std 0.02 for linear layers and positions, 1e-6 for prefix tokens (timm's choice)."""
+        """Truncated normal of std 0.02 for linear layers and positions, 1e-6 for prefix tokens (timm's choice).
+
+        Convolutions keep torch's own start.
+        """
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)

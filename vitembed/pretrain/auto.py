@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from PIL import Image
 
+from vitembed.config import PretrainConfig
+from vitembed.device import resolve_device
+from vitembed.errors import BadImage
+from vitembed.images.decode import decode_image
 from vitembed.images.source import ImageRef
+from vitembed.pretrain.memory import fitting_batch_size
+from vitembed.recipes import load_config
 
 CPU_MINUTES = 10
 """Length of a run without a GPU when the user names none: a useful encoder before the coffee is cold."""
+MANY_IMAGES = 50_000
+"""From here on the recipe for large sets is used on a GPU."""
+_GREY_LEVELS = 8
+"""Channels that differ by less (of 255, for 99 % of the pixels) are grey: JPEG rounds chroma."""
 
 
 @dataclass(frozen=True)
@@ -24,44 +36,122 @@ class Choice:
     reasons: list[str]
 
 
-def choose(refs: Sequence[ImageRef], *, overrides: Sequence[str] = (), has_length: bool = False) -> Choice:
-    """Pick recipe, image size, patch size and length.
+@dataclass(frozen=True)
+class Look:
+    """What a sample of the images says about all of them."""
+
+    side: int
+    """Median shorter side in pixels; 0 if none could be read."""
+    grey: bool
+    """Whether no image of the sample has colour."""
+
+
+def choose(
+    refs: Sequence[ImageRef],
+    *,
+    overrides: Sequence[str] = (),
+    has_length: bool = False,
+    gpu: bool | None = None,
+    batch_size: int | None = None,
+) -> Choice:
+    """Pick recipe, image size, patch size, batch size and length.
 
     Args:
-        refs: The images; the sizes of at most 200 of them are looked at.
+        refs: The images; a sample of them is looked at.
         overrides: The user's own ``key=value`` settings; what they name is left to them.
         has_length: Whether the user gave a time budget.
+        gpu: Whether an accelerator trains; none: if there is one.
+        batch_size: Images per step of the interrupted run that goes on: what is free by now is no reason to change it.
     """
     named = {setting.split("=", 1)[0] for setting in overrides}
     has_length = has_length or bool(named & {"optim.max_steps", "optim.max_epochs", "time_budget_seconds"})
-    side = typical_side(refs)
-    gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
+    num, look = len(refs), look_at(refs)
+    gpu = (torch.cuda.is_available() or torch.backends.mps.is_available()) if gpu is None else gpu
+    settings: dict[str, str] = {}
     if gpu:
-        recipe = "small"
-        img_size, patch_size = (32, 4) if side < 48 else (96, 8) if side < 160 else (224, 16)
-        reasons = ["a GPU is here: recipe small (ViT-S)"]
+        recipe = "small" if num < MANY_IMAGES else "base"
+        what = "ViT-S, no teacher" if recipe == "small" else "ViT-B with a teacher"
+        reasons = [f"a GPU is here and {num:,} images: recipe {recipe} ({what})"]
     else:
         recipe = "nano"
-        img_size, patch_size = (32, 8) if side < 48 else (64, 8)
-        reasons = ["no GPU is here: recipe nano (4 blocks of width 128)"]
+        reasons = ["no GPU is here: recipe nano (4 blocks of width 128, a convolutional stem)"]
+
+    img_size, patch_size = sizes_for(look.side, gpu=gpu)
+    settings |= {"model.img_size": str(img_size), "model.patch_size": str(patch_size)}
     reasons.append(
-        f"images are typically {side} px on their shorter side: views of {img_size} px in {patch_size}-px patches"
+        f"images are typically {look.side} px on their shorter side: views of {img_size} px in {patch_size}-px patches"
     )
-    settings = {"model.img_size": str(img_size), "model.patch_size": str(patch_size)}
-    if not gpu and not has_length:
-        settings["time_budget_seconds"] = str(CPU_MINUTES * 60)
-        reasons.append(f"no length was given: {CPU_MINUTES} minutes (longer is better: --time-budget 2h)")
+    if look.grey:
+        settings |= {"augment.saturation": "0", "augment.hue": "0", "augment.gray_prob": "0"}
+        reasons.append("the images are grey: colours are not changed")
+
+    config = load_config(PretrainConfig, recipe, [*(f"{key}={value}" for key, value in settings.items()), *overrides])
+    if "optim.batch_size" not in named:
+        size, why = (batch_size, []) if batch_size is not None else fitting_batch(num, config)
+        reasons += why
+        if size != config.optim.batch_size:
+            settings["optim.batch_size"] = str(size)
+    if not has_length:
+        if gpu:
+            settings["optim.max_epochs"] = str(epochs_for(num))
+            reasons.append(
+                f"no length was given: {epochs_for(num)} passes over {num:,} images (set one: --time-budget)"
+            )
+        else:
+            settings["time_budget_seconds"] = str(CPU_MINUTES * 60)
+            reasons.append(f"no length was given: {CPU_MINUTES} minutes (longer is better: --time-budget 2h)")
     chosen = [f"{key}={value}" for key, value in settings.items() if key not in named]
     return Choice(recipe, chosen, reasons)
 
 
-def typical_side(refs: Sequence[ImageRef], *, num_samples: int = 200) -> int:
-    """Median shorter side in pixels of evenly spaced images, from their headers; unreadable ones do not count."""
-    sides = []
+def sizes_for(side: int, *, gpu: bool) -> tuple[int, int]:
+    """Side of a view and of a patch in pixels, for images of a typical shorter side.
+
+    A CPU gets 16 patches an image or 64: images seen count for more there than details (docs/experiments.md).
+    """
+    if side < 48:
+        return (32, 4) if gpu else (32, 8)
+    if not gpu:
+        return 64, 8
+    return (96, 8) if side < 160 else (224, 16)
+
+
+def fitting_batch(num_images: int, config: PretrainConfig) -> tuple[int, list[str]]:
+    """Images per step that suit the number of images and the device's memory, and why where it is not the recipe's."""
+    wanted, reasons = config.optim.batch_size, []
+    if (size := batch_for(num_images, config)) < wanted:
+        reasons.append(f"{num_images:,} images are few: batches of {size} instead of {wanted}")
+        config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, batch_size=size))
+    fitting, why = fitting_batch_size(config, resolve_device())
+    if fitting < size:
+        reasons.append(why)
+    return fitting, reasons
+
+
+def batch_for(num_images: int, config: PretrainConfig) -> int:
+    """Images per step: the recipe's, or the power of two that leaves 8 steps a pass, but at least 32."""
+    fitting: int = 1 << max(0, (num_images // 8).bit_length() - 1)
+    return min(config.optim.batch_size, max(32, fitting))
+
+
+def epochs_for(num_images: int) -> int:
+    """Passes on a GPU: 400 up to 10,000 images, 100 at 100,000, 30 from 750,000 on.
+
+    Between what published recipes take at these sizes: steps, not passes, are what counts.
+    """
+    return round(min(400.0, max(30.0, 400 * math.pow(10_000 / num_images, 0.6))))
+
+
+def look_at(refs: Sequence[ImageRef], *, num_samples: int = 64) -> Look:
+    """Size and colour of evenly spaced images; unreadable ones do not count, the decoding names them later."""
+    sides, colours = [], []
     for ref in refs[:: max(1, len(refs) // num_samples)][:num_samples]:
         try:
-            with Image.open(ref.path) as image:
-                sides.append(min(image.size))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-            continue  # the decode pass lists it with its reason
-    return round(statistics.median(sides)) if sides else 0
+            decoded = decode_image(ref, target_px=32)
+        except BadImage:
+            continue
+        sides.append(min(decoded.full_size))
+        pixels = np.asarray(decoded.image.resize((32, 32))).astype(np.int16)
+        spread = (pixels.max(axis=-1) - pixels.min(axis=-1)).ravel()
+        colours.append(bool(np.quantile(spread, 0.99) >= _GREY_LEVELS))
+    return Look(side=round(statistics.median(sides)) if sides else 0, grey=bool(sides) and not any(colours))

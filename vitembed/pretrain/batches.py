@@ -37,6 +37,7 @@ class BatchStream:
         rank: This process among ``world_size``.
         world_size: Processes that share the images.
         first_step: Called at the start of iteration; tells which step comes next.
+        pin_memory: Put batches where a CUDA GPU fetches them by itself, so that no step waits for the copy.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class BatchStream:
         rank: int = 0,
         world_size: int = 1,
         first_step: Callable[[], int] = lambda: 0,
+        pin_memory: bool = False,
     ) -> None:
         self.cache = cache
         self.batch_size = min(batch_size, len(cache.refs) // world_size)
@@ -55,22 +57,33 @@ class BatchStream:
         self.rank = rank
         self.world_size = world_size
         self.first_step = first_step
+        self.pin_memory = pin_memory
         self.steps_per_epoch = len(cache.refs) // (self.batch_size * world_size)
+        # One tuple, so that a thread sees the old pair or the new one.
+        self._last_order: tuple[int, npt.NDArray[np.int64]] = (-1, np.empty(0, np.int64))
 
     def rows(self, step: int) -> npt.NDArray[np.int64]:
         """Rows of the cache that this process sees in a step."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.cache.refs))
         start = (place * self.world_size + self.rank) * self.batch_size
-        return order[start : start + self.batch_size]
+        return self._order(epoch)[start : start + self.batch_size]
+
+    def _order(self, epoch: int) -> npt.NDArray[np.int64]:
+        """All rows in the order of an epoch, kept until another is asked for: a step is not to cost an epoch's work."""
+        known, order = self._last_order
+        if known != epoch:
+            order = np.random.default_rng([self.seed, epoch]).permutation(len(self.cache.refs))
+            self._last_order = (epoch, order)
+        return order
 
     def batch(self, step: int) -> ImageBatch:
         """The batch of a step."""
         rows = self.rows(step)
-        return {
-            "images": torch.from_numpy(np.ascontiguousarray(self.cache.images[rows])),
-            "aspect": torch.from_numpy(np.ascontiguousarray(self.cache.aspect[rows])),
-        }
+        images = torch.from_numpy(np.ascontiguousarray(self.cache.images[rows]))
+        aspect = torch.from_numpy(np.ascontiguousarray(self.cache.aspect[rows]))
+        if self.pin_memory:
+            images, aspect = images.pin_memory(), aspect.pin_memory()
+        return {"images": images, "aspect": aspect}
 
     def __iter__(self) -> Iterator[ImageBatch]:
         """Batches from ``first_step`` on, read two ahead by a thread."""
@@ -103,4 +116,5 @@ class BatchStream:
                 yield item
         finally:
             done.set()
+            self.cache.close()
             reader.join()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from vitembed._torchvision import import_torchvision
 
@@ -19,14 +20,28 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException  # n
 from vitembed.config import PretrainConfig, TrainerConfig  # noqa: E402
 from vitembed.errors import ConfigError  # noqa: E402
 from vitembed.images.cache import ImageCache  # noqa: E402
+from vitembed.images.preprocess import Preprocess  # noqa: E402
+from vitembed.model.checkpoint import SavedModel  # noqa: E402
 from vitembed.model.vit import VisionTransformer  # noqa: E402
+from vitembed.pretrain.adapt import Adaptation, Adapting  # noqa: E402
+from vitembed.pretrain.agree import Agreement, SharedClock  # noqa: E402
+from vitembed.pretrain.alarms import Alarms  # noqa: E402
 from vitembed.pretrain.batches import BatchStream  # noqa: E402
-from vitembed.pretrain.files import CHECKPOINT_FILE  # noqa: E402
+from vitembed.pretrain.checkpoint_io import SafeCheckpointIO, read_checkpoint  # noqa: E402
+from vitembed.pretrain.facts import RunFacts  # noqa: E402
+from vitembed.pretrain.frozen import Decision, FrozenGuard, conclude, parentage  # noqa: E402
+from vitembed.pretrain.memory import memory_explained  # noqa: E402
+from vitembed.pretrain.metrics_file import last_metrics, numbers  # noqa: E402
 from vitembed.pretrain.module import PretrainModule  # noqa: E402
 from vitembed.pretrain.monitors import Monitors  # noqa: E402
-from vitembed.pretrain.progress import RunLog, last_metrics  # noqa: E402
-from vitembed.pretrain.saving import Saver  # noqa: E402
-from vitembed.pretrain.schedule import Clock, scaled_lr, total_steps  # noqa: E402
+from vitembed.pretrain.nonfinite import Guard  # noqa: E402
+from vitembed.pretrain.processes import Share  # noqa: E402
+from vitembed.pretrain.progress import RunLog  # noqa: E402
+from vitembed.pretrain.report import Report  # noqa: E402
+from vitembed.pretrain.saving import Saver, SaveState  # noqa: E402
+from vitembed.pretrain.schedule import Clock, total_steps  # noqa: E402
+from vitembed.pretrain.speed import matmul_precision, prepare_speed  # noqa: E402
+from vitembed.pretrain.strategies import cluster_of, strategy_of  # noqa: E402
 
 log = logging.getLogger("vitembed")
 
@@ -40,10 +55,25 @@ class FitOutcome:
     seconds: float
     completed: bool
     metrics: dict[str, int | float]
+    decision: Decision | None = None
+    """Of a run that went on from a model: what is kept."""
+    monitor: dict[str, Any] = field(default_factory=dict)
+    """All points looked at and the best of them, as JSON."""
+    standing: dict[str, Any] = field(default_factory=dict)
+    """Where ``vit`` stands among them, for its provenance."""
 
 
 def fit(
-    config: PretrainConfig, cache: ImageCache, run_dir: Path, *, resume: bool, started: float, show: bool
+    config: PretrainConfig,
+    cache: ImageCache,
+    run_dir: Path,
+    *,
+    checkpoint: Path | None,
+    started: float,
+    show: bool,
+    parent: SavedModel | None = None,
+    share: Share = Share(),
+    facts: RunFacts = RunFacts(),
 ) -> FitOutcome:
     """Train until the end of the schedule, or until interrupted.
 
@@ -51,19 +81,25 @@ def fit(
         config: The run.
         cache: Decoded images.
         run_dir: Where checkpoint, metrics and pictures go.
-        resume: Go on from the checkpoint in ``run_dir``.
+        checkpoint: Training state to go on from.
         started: ``time.monotonic`` at which the time budget began.
         show: Whether to show progress on stderr.
+        parent: The model to go on from; none: from nothing.
+        share: The part of this process in a run of several.
+        facts: What the report says of the run, and labels to judge by.
 
     Raises:
-        TrainingError: If the loss becomes non-finite.
+        TrainingError: If the loss becomes non-finite, or the state cannot be written.
         KeyboardInterrupt: If interrupted twice; the state last saved is on disk.
     """
     _quiet_lightning()
     pl.seed_everything(config.seed, verbose=False)
-    clock = Clock(max_steps=None, budget_seconds=None)
-    saver = Saver(run_dir, every_minutes=config.trainer.save_every_minutes)
-    trainer = _trainer(config.trainer, grad_clip=config.optim.grad_clip, run_dir=run_dir)
+    clock = (SharedClock if share.world_size > 1 else Clock)(max_steps=None, budget_seconds=None)
+    files = SafeCheckpointIO()
+    trainer = _trainer(config, share, run_dir=run_dir, files=files)
+    every_minutes = config.trainer.save_every_minutes
+    agreement = Agreement(clock, every_seconds=every_minutes * 60)
+    saver = Saver(run_dir, every_minutes=every_minutes, files=files, agreement=agreement)
     stream = BatchStream(
         cache,
         batch_size=config.optim.batch_size,
@@ -71,51 +107,108 @@ def fit(
         rank=trainer.global_rank,
         world_size=trainer.world_size,
         first_step=lambda: trainer.global_step,
+        pin_memory=trainer.strategy.root_device.type == "cuda",
     )
     if config.time_budget_seconds is None or config.optim.max_steps is not None:
         clock.max_steps = total_steps(config.optim, stream.steps_per_epoch)
+    adaptation = Adaptation(config, parent) if parent is not None else None
     module = PretrainModule(
         config,
-        VisionTransformer(config.model.vit()),
-        peak_lr=scaled_lr(config.optim, stream.batch_size * trainer.world_size),
+        VisionTransformer(config.model.vit()) if adaptation is None else adaptation.start(),
+        effective_batch_size=stream.batch_size * trainer.world_size,
         clock=clock,
+        adaptation=adaptation,
     )
-    monitors = Monitors(stream, run_dir, num_times=config.trainer.num_pictures, holdout=config.data.holdout)
-    run_log = RunLog(run_dir, monitors, every_steps=config.trainer.log_every_steps, show=show)
+    module.guard = Guard(run_dir, stream.batch)
+    prepare_speed(module, trainer, batch_size=stream.batch_size, max_steps=clock.max_steps)
+    monitors = Monitors(
+        config,
+        cache,
+        run_dir,
+        preprocess=adaptation.preprocess if adaptation else Preprocess(img_size=config.model.img_size),
+        labelled=facts.labelled,
+        facts=facts.provenance if parent is None else {**facts.provenance, **parentage(parent)},
+    )
+    alarms = Alarms(monitors.context())
+    run_log = RunLog(
+        run_dir,
+        monitors,
+        alarms,
+        every_steps=config.trainer.log_every_steps,
+        show=show,
+        tensorboard=config.monitor.tensorboard,
+    )
+    report = Report(config, run_dir, cache, monitors, alarms, facts, device=module_device(trainer))
     callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set in Trainer's connector
-    callbacks.extend([monitors, saver, run_log])  # in this order: the log shows what the others did
-    log.info("training on %s in %s, %d images per step", module_device(trainer), trainer.precision, stream.batch_size)
-    if config.time_budget_seconds is not None:
-        spent = time.monotonic() - started
+    guards = [Adapting(config), FrozenGuard(monitors.best, config.adapt, run_dir)] if adaptation is not None else []
+    # In this order: the log shows what the others did, and is written before the state is saved.
+    callbacks.extend([monitors, *guards, saver, run_log, SaveState(saver), report])
+    if share.rank == 0:
+        images = f"{stream.batch_size * trainer.world_size} images per step"
+        if trainer.world_size > 1:
+            images += f" ({stream.batch_size} on each of {trainer.world_size} devices)"
+        log.info("training on %s in %s, %s", module_device(trainer), trainer.precision, images)
+    if share.plan is not None:
+        clock.budget_seconds = share.plan["budget_seconds"]
+    elif config.time_budget_seconds is not None:
+        saver.planned_at = time.monotonic()
+        spent = saver.planned_at - started
         clock.budget_seconds = config.time_budget_seconds - spent - _closing_seconds(config.time_budget_seconds)
         if clock.budget_seconds <= 0:
             raise ConfigError(
                 f"a time budget of {config.time_budget_seconds:.0f} s is too short: "
                 f"finding and decoding the images and starting up took {spent:.0f} s already"
             )
-    if resume and (num_steps := _restore_finished(module, run_dir)):
+    if share.plan is None and checkpoint and (num_steps := _restore_finished(module, monitors, checkpoint)):
         log.info("training had ended already: the model is exported")
-        return FitOutcome(module.vit.eval(), num_steps, clock.elapsed(), True, last_metrics(run_dir))
+        report.finish(trainer)
+        vit, decision = conclude(module, monitors.best, completed=True)
+        vit, told = monitors.conclude(vit, decision.kept if decision is not None else None)
+        return FitOutcome(vit, num_steps, clock.elapsed(), True, last_metrics(run_dir), decision, *told)
     try:
-        trainer.fit(module, stream, ckpt_path=run_dir / CHECKPOINT_FILE if resume else None, weights_only=True)
+        with (
+            share.others({"budget_seconds": clock.budget_seconds}),
+            memory_explained(config),
+            matmul_precision(trainer),
+        ):
+            trainer.fit(module, stream, ckpt_path=checkpoint, weights_only=True)
     except SystemExit:  # Lightning's answer to a Ctrl-C that came before ours was in place
         raise KeyboardInterrupt from None
+    num_steps, completed = trainer.global_step, clock.progress(trainer.global_step) >= 1.0
+    if share.rank > 0:  # what is left to do is for the first process
+        return FitOutcome(module.vit, num_steps, clock.elapsed(), completed, {})
+    if config.trainer.strategy == "fsdp":  # the weights in memory are a part; the saved ones are whole
+        module = PretrainModule(
+            config,
+            VisionTransformer(config.model.vit()) if adaptation is None else adaptation.start(),
+            effective_batch_size=module.effective_batch_size,
+            clock=clock,
+            adaptation=adaptation,
+        )
+        module.load_state_dict(read_checkpoint(saver.path)["state_dict"])
+    vit, decision = conclude(module, monitors.best, completed=completed)
+    vit, (seen, standing) = monitors.conclude(vit, decision.kept if decision is not None else None)
     return FitOutcome(
-        vit=module.vit.cpu().eval(),
-        num_steps=trainer.global_step,
+        vit=vit,
+        num_steps=num_steps,
         seconds=clock.elapsed(),
-        completed=clock.progress(trainer.global_step) >= 1.0,
-        metrics=run_log.latest,
+        completed=completed,
+        metrics=numbers(run_log.latest),
+        decision=decision,
+        monitor=seen,
+        standing=standing,
     )
 
 
-def _restore_finished(module: PretrainModule, run_dir: Path) -> int | None:
+def _restore_finished(module: PretrainModule, monitors: Monitors, path: Path) -> int | None:
     """If the checkpoint is that of the last step (the process died before the export), load its weights; its step."""
-    checkpoint = torch.load(run_dir / CHECKPOINT_FILE, map_location="cpu", weights_only=True)
+    checkpoint = read_checkpoint(path)
     module.on_load_checkpoint(checkpoint)
     if module.clock.progress(checkpoint["global_step"]) < 1.0:
         return None
     module.load_state_dict(checkpoint["state_dict"])
+    if looks := checkpoint["callbacks"].get(monitors.state_key):
+        monitors.load_state_dict(looks)
     return int(checkpoint["global_step"])
 
 
@@ -130,22 +223,28 @@ def _closing_seconds(budget: float) -> float:
     return min(1.0 + 0.01 * budget, 20.0)
 
 
-def _trainer(config: TrainerConfig, *, grad_clip: float, run_dir: Path) -> pl.Trainer:
+def _trainer(config: PretrainConfig, share: Share, *, run_dir: Path, files: SafeCheckpointIO) -> pl.Trainer:
+    settings = config.trainer
+    strategy = strategy_of(settings, share.world_size)
     try:
         return pl.Trainer(
-            accelerator=config.accelerator,
-            devices=1,
-            precision=precision(config),  # type: ignore[arg-type]  # checked by Lightning, as below
+            accelerator=settings.accelerator,
+            devices=share.devices,
+            num_nodes=share.num_nodes,
+            strategy=strategy,
+            plugins=[cluster_of(share.launcher), files],
+            precision=precision(settings),  # type: ignore[arg-type]  # checked by Lightning, as below
             max_steps=-1,
             max_epochs=-1,
-            gradient_clip_val=grad_clip,
+            # With FSDP Lightning refuses what ``nonfinite.py`` does anyway.
+            gradient_clip_val=None if settings.strategy == "fsdp" else config.optim.grad_clip,
             default_root_dir=run_dir,
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-    except (ValueError, MisconfigurationException) as error:
+    except (ValueError, RuntimeError, MisconfigurationException) as error:
         raise ConfigError(f"trainer: {str(error).splitlines()[0]}") from error
 
 

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
 from vitembed.config import PretrainConfig
-from vitembed.errors import TrainingError
 from vitembed.images.augment import random_views
-from vitembed.images.preprocess import IMAGENET_MEAN, IMAGENET_STD
+from vitembed.images.preprocess import Preprocess
 from vitembed.model.vit import VisionTransformer
 from vitembed.pretrain.batches import ImageBatch
+from vitembed.pretrain.lora import merge_lora
+from vitembed.pretrain.nonfinite import Guard
 from vitembed.pretrain.objective import MaskedViews, ObjectiveOutput
-from vitembed.pretrain.schedule import Clock, lr_factor
+from vitembed.pretrain.schedule import Clock, lr_factor, scaled_lr, scaled_weight_decay
+from vitembed.pretrain.seeding import seed_step
+from vitembed.pretrain.teacher import Ema, average_momentum, teacher_momentum
+
+if TYPE_CHECKING:
+    from vitembed.pretrain.adapt import Adaptation
 
 
 class PretrainModule(pl.LightningModule):
@@ -24,47 +31,94 @@ class PretrainModule(pl.LightningModule):
     Args:
         config: The run.
         vit: The encoder to train.
-        peak_lr: Highest learning rate.
+        effective_batch_size: Images per step over all processes; rates and momenta follow it.
         clock: Tells how far the run is.
+        adaptation: The model that the run goes on from, if it does.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, config: PretrainConfig, vit: VisionTransformer, *, peak_lr: float, clock: Clock) -> None:
+    def __init__(
+        self,
+        config: PretrainConfig,
+        vit: VisionTransformer,
+        *,
+        effective_batch_size: int,
+        clock: Clock,
+        adaptation: Adaptation | None = None,
+    ) -> None:
         super().__init__()
         self.config = config
         self.vit = vit
         self.objective = MaskedViews(vit, config.objective)
-        self.peak_lr = peak_lr
+        self.average = Ema(vit) if config.optim.export_ema > 0 else None
+        self.effective_batch_size = effective_batch_size
+        self.peak_lr = scaled_lr(config.optim, effective_batch_size)
         self.clock = clock
+        self.adaptation = adaptation
         self.last_output: ObjectiveOutput | None = None
+        self.guard = Guard()
         # What the encoder's preprocessing will apply again when it embeds.
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).reshape(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).reshape(1, -1, 1, 1), persistent=False)
+        preprocess = adaptation.preprocess if adaptation else Preprocess(img_size=config.model.img_size)
+        self.register_buffer("mean", torch.tensor(preprocess.mean).reshape(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(preprocess.std).reshape(1, -1, 1, 1), persistent=False)
 
-    def views(self, batch: ImageBatch, generator: torch.Generator) -> Tensor:
-        """Normalised random views of a batch, float32 [v, b, c, h, w], whatever the precision of the run."""
+    def export_vit(self) -> VisionTransformer:
+        """The encoder that is judged and exported: the average of its weights where one is kept."""
+        if self.average is None:
+            return merge_lora(self.vit)
+        averaged = self.average.module
+        assert isinstance(averaged, VisionTransformer)
+        return merge_lora(averaged)
+
+    def views(
+        self, batch: ImageBatch, generator: torch.Generator, *, img_size: int | None = None, local: bool = False
+    ) -> Tensor:
+        """Normalised random views of a batch, float32 [v, b, c, h, w], whatever the precision of the run.
+
+        Args:
+            batch: Whole images on this device.
+            generator: Source of randomness there.
+            img_size: Side of a view; none: that of the model, or of a local view.
+            local: Make the local views of multi-crop instead of the global ones.
+        """
+        objective, augment = self.config.objective, self.config.augment
+        count = objective.num_local_views if local else objective.num_views
+        if local:
+            augment = dataclasses.replace(augment, crop_scale=augment.local_crop_scale)
+        side = img_size or (self.config.local_img_size if local else self.config.model.img_size)
         with torch.autocast(self.device.type, enabled=False), torch.no_grad():
             made = [
-                random_views(
-                    batch["images"],
-                    batch["aspect"],
-                    self.config.augment,
-                    img_size=self.config.model.img_size,
-                    generator=generator,
-                )
-                for _ in range(self.config.objective.num_views)
+                random_views(batch["images"], batch["aspect"], augment, img_size=side, generator=generator)
+                for _ in range(count)
             ]
-            return torch.stack([(view - self.mean) / self.std for view in made])
+            return torch.stack([view.sub_(self.mean).div_(self.std) for view in made])
 
     def training_step(self, batch: ImageBatch, batch_idx: int) -> Tensor:
         """Loss of a batch; all randomness follows from the seed, the step and the rank."""
         seed = hash((self.config.seed, self.global_step, self.global_rank)) % 2**63
-        torch.manual_seed(seed)  # stochastic depth draws from the global generator
-        generator = torch.Generator(device=self.device).manual_seed(seed)
-        self.last_output = self.objective(self.views(batch, generator), generator)
+        generator = seed_step(seed, self.device)  # stochastic depth draws from the global generator
+        side = self.config.model.img_size
+        if self.shared_progress(self.global_step) < self.config.optim.low_res_share:
+            side = self.config.low_res_img_size
+        views = self.views(batch, generator, img_size=side)
+        local_views = self.views(batch, generator, local=True) if self.config.objective.num_local_views else None
+        self.last_output = self.objective(views, generator, local_views)
+        if self.adaptation is not None:
+            self.last_output = self.adaptation.with_anchor(self.last_output, views)
         return self.last_output.loss
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Make the step, then let the slow copies follow: before any callback looks or saves."""
+        super().optimizer_step(*args, **kwargs)
+        step, size = self.global_step + 1, self.effective_batch_size  # Lightning counts the step only afterwards
+        if self.config.objective.teacher:
+            start, progress = self.config.objective.teacher_momentum, self.shared_progress(step)
+            self.objective.update_teacher(teacher_momentum(start, progress, effective_batch_size=size))
+        if self.average is not None:
+            momentum = average_momentum(self.config.optim.export_ema, step, effective_batch_size=size)
+            self.average.update(self.vit, momentum)
 
     def on_train_batch_start(self, batch: ImageBatch, batch_idx: int) -> None:
         """Set the learning rate of the coming step."""
@@ -77,14 +131,15 @@ class PretrainModule(pl.LightningModule):
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, torch.optim.Optimizer)
         for group in optimizer.param_groups:
-            group["lr"] = self.peak_lr * factor
+            group["lr"] = self.peak_lr * factor * group.get("lr_scale", 1.0)
 
     def shared_progress(self, step: int) -> float:
-        """Progress of the run, the same on every process even where it follows a clock."""
-        progress = self.clock.progress(step)
-        if self.trainer.world_size > 1:
-            progress = float(self.trainer.strategy.broadcast(progress))
-        return progress
+        """Progress of the run, the same on every process even where it follows a clock (``agree.py``)."""
+        return self.clock.progress(step)
+
+    def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        """Clip the gradient; one that is no number never reaches the weights."""
+        self.guard.clip(self, optimizer)
 
     def check_finite(self) -> None:
         """Stop a run whose loss is no number any more.
@@ -92,32 +147,26 @@ class PretrainModule(pl.LightningModule):
         Raises:
             TrainingError: With the step and the terms.
         """
-        output = self.last_output
-        if output is not None and not bool(torch.isfinite(output.loss)):
-            terms = ", ".join(f"{name} {float(term):.4g}" for name, term in output.terms.items())
-            loss = float(output.loss.detach())
-            raise TrainingError(
-                f"the loss is {loss} at step {self.global_step} ({terms}): the run stops and the last "
-                "good state is kept. Lower optim.base_lr or optim.grad_clip"
-                + (", or set trainer.precision=32-true" if "16" in str(self.trainer.precision) else "")
-                + ", and start again with --fresh"
-            )
+        self.guard.check(self)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW; weight decay on the matrices alone."""
         optim = self.config.optim
         fused = self.device.type in ("cpu", "cuda") and self.trainer.precision != "16-mixed"
-        return torch.optim.AdamW(
-            parameter_groups(self.objective, optim.weight_decay), lr=self.peak_lr, betas=optim.betas, fused=fused
-        )
+        groups = parameter_groups(self.objective, scaled_weight_decay(optim, self.effective_batch_size))
+        if self.adaptation is not None:
+            groups = self.adaptation.split_groups(groups, self.vit)
+        return torch.optim.AdamW(groups, lr=self.peak_lr, betas=optim.betas, fused=fused)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the time already spent."""
         checkpoint["elapsed_seconds"] = self.clock.elapsed()
+        checkpoint["ended"] = self.clock.ended
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on counting from there."""
         self.clock.spent_before = float(checkpoint["elapsed_seconds"])
+        self.clock.ended = bool(checkpoint.get("ended", False))
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -1,167 +1,228 @@
-"""What a person can look at while the encoder learns: reconstruction and neighbour pictures, rank, view retrieval.
+"""What a person can look at while the encoder learns: scores and pictures at a few points of the run.
 
-None of it needs labels, and none of it changes the run: the monitors draw from a generator of their own.
+Most of it needs no labels, and none of it changes the run: the monitors draw from generators of their own, put the
+global ones back, and leave every module in the mode in which they found it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pytorch_lightning as pl
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float
-from PIL import Image
-from torch import Tensor
+from torch import nn
 
-from vitembed.model.patches import patchify, unpatchify
-from vitembed.pretrain.batches import BatchStream, ImageBatch
-from vitembed.pretrain.files import PICTURES_DIR
-from vitembed.pretrain.masking import random_mask
+from vitembed.config import PretrainConfig
+from vitembed.images.cache import ImageCache
+from vitembed.images.preprocess import Preprocess
+from vitembed.model.vit import VisionTransformer
+from vitembed.pretrain.best import Best, Look
+from vitembed.pretrain.disk import spared
+from vitembed.pretrain.files import BEST_DIR, PICTURES_DIR
+from vitembed.pretrain.history import Context
+from vitembed.pretrain.labelled import LabelledPool
 from vitembed.pretrain.module import PretrainModule
+from vitembed.pretrain.pool import Encode, Pool
+from vitembed.pretrain.scores import mean_cosine, rankme, view_retrieval
+from vitembed.pretrain.sheets import neighbour_sheet, reconstruction_sheet
 
-
-def rankme(vectors: Float[Tensor, "n d"]) -> float:
-    """Effective number of dimensions that the vectors use: exp of the entropy of their singular values; 1..min(n, d).
-
-    Near 1 means collapse. Source: Garrido et al. 2023, arXiv:2210.02885, equation 1.
-    """
-    values = torch.linalg.svdvals(vectors.float())
-    share = values / values.sum().clamp(min=1e-12)
-    return float(torch.special.entr(share).sum().exp())
-
-
-def view_retrieval(first: Float[Tensor, "n d"], second: Float[Tensor, "n d"]) -> float:
-    """Share of images whose other view is the nearest (cosine) among the other views of all images; 0..1."""
-    similarity = F.normalize(first.float(), dim=1) @ F.normalize(second.float(), dim=1).T
-    return float((similarity.argmax(dim=1) == torch.arange(len(similarity), device=similarity.device)).float().mean())
+_NUM_RECONSTRUCTED = 8
 
 
 class Monitors(pl.Callback):
-    """Pictures and label-free scores at a few points of the run, the end included.
+    """Scores and pictures at the start of a run, before anything is learned, and at a few points of it up to the end.
 
     Args:
-        stream: Where the images come from.
-        directory: Run folder; pictures go to ``pictures/`` in it.
-        num_times: How often.
-        holdout: Images that are looked at.
+        config: The run.
+        cache: Where the images come from.
+        directory: Run folder; pictures go to ``pictures/`` in it, the best encoder to ``best/``.
+        preprocess: How the exported encoder sees images.
+        labelled: Images with labels to judge by; none: do without.
+        facts: What is said of the run in the model folder of the best encoder.
     """
 
-    def __init__(self, stream: BatchStream, directory: Path, *, num_times: int, holdout: int) -> None:
-        self.directory = directory / PICTURES_DIR
-        self.num_times = num_times
+    def __init__(
+        self,
+        config: PretrainConfig,
+        cache: ImageCache,
+        directory: Path,
+        *,
+        preprocess: Preprocess,
+        labelled: LabelledPool | None = None,
+        facts: dict[str, Any] | None = None,
+    ) -> None:
+        self.config = config
+        self.directory = directory
+        self.num_times = config.trainer.num_pictures
+        self.preprocess = preprocess
+        self.pool = Pool.held_out(cache, max(2, config.data.holdout), preprocess)
+        self.labelled = labelled
+        self.facts = facts or {}
         self.due = 1
-        self.latest: dict[str, float] = {}
-        """The newest scores; written beside the losses."""
-        total = len(stream.cache.refs)
-        rows = np.random.default_rng(0).choice(total, size=min(holdout, total), replace=False)
-        rows.sort()
-        self.batch: ImageBatch = {
-            "images": torch.from_numpy(np.ascontiguousarray(stream.cache.images[rows])),
-            "aspect": torch.from_numpy(np.ascontiguousarray(stream.cache.aspect[rows])),
-        }
+        self.best = Best(max_rank=max(1, min(len(self.pool) - 1, config.model.vit().embed_dim)))
+        """All points looked at so far, and the best encoder among them; kept on the first process only."""
+        self.seconds = 0.0
+        """Time that looking and reporting took, in this process."""
 
-    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    @property
+    def latest(self) -> Look:
+        """Scores of the newest point; empty before there is one."""
+        return self.best.looks[-1] if self.best.looks else {}
+
+    def context(self) -> Context:
+        """What the alarms must know of the run."""
+        num_queries = self.labelled.num_queries if self.labelled is not None else 0
+        return Context(self.config, len(self.pool), self.best.max_rank, num_queries)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Skip what an earlier part of the run has shown already."""
-        assert isinstance(module, PretrainModule)
-        self.due = 1 + int(module.clock.progress(trainer.global_step) * self.num_times)
+        assert isinstance(pl_module, PretrainModule)
+        self.due = 1 + int(pl_module.clock.progress(trainer.global_step) * self.num_times)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *args: object) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: object, batch_idx: int
+    ) -> None:
+        """Look at the encoder before it has learned anything: what all later points are compared with."""
+        assert isinstance(pl_module, PretrainModule)
+        if self.num_times and trainer.global_step == 0:
+            self.look(trainer, pl_module)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: object) -> None:
         """Look when the next point of the run is reached."""
-        assert isinstance(module, PretrainModule)
-        if self.num_times and module.clock.progress(trainer.global_step) * self.num_times >= self.due:
-            self.due += 1
-            if trainer.is_global_zero:
-                self.look(module, trainer.global_step)
+        assert isinstance(pl_module, PretrainModule)
+        progress = pl_module.shared_progress(trainer.global_step)
+        if self.num_times and progress * self.num_times >= self.due:
+            self.due = 1 + int(progress * self.num_times)
+            pl_module.check_finite()
+            self.look(trainer, pl_module)
 
-    def look(self, module: PretrainModule, step: int) -> None:
-        """Write the pictures and compute the scores."""
-        was_training = module.training
-        module.eval()
-        with torch.no_grad():
-            batch: ImageBatch = {
-                "images": self.batch["images"].to(module.device),
-                "aspect": self.batch["aspect"].to(module.device),
+    def look(self, trainer: pl.Trainer, module: PretrainModule) -> None:
+        """Compute the scores, write the pictures, and keep the encoder if it is the best so far."""
+        start = time.perf_counter()
+        cuda = [module.device] if module.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=cuda), torch.no_grad():
+            whole = gathered(trainer, module)
+            if whole is not None:
+                self.look_at(whole, trainer.global_step)
+        self.seconds += time.perf_counter() - start
+
+    def look_at(self, module: PretrainModule, step: int) -> None:
+        """Do so on the first process.
+
+        Args:
+            module: With all its weights.
+            step: Steps done.
+        """
+        vit = module.export_vit()
+        with undisturbed(module, vit):
+            encode = Encode(vit, module.mean, module.std)
+            vectors = self.pool.vectors(encode)
+            look: Look = {
+                "step": step,
+                "progress": round(module.clock.progress(step), 5),
+                **self.scores(vectors, encode, module),
             }
-            generator = torch.Generator(device=module.device).manual_seed(0)
-            first, second = (
-                (module.vit(view).cls for view in module.views(batch, generator)[:2].unbind())
-                if (module.config.objective.num_views > 1)
-                else (None, None)
-            )
-            whole = self.whole(module, batch)
-            vectors = module.vit(whole).cls
-            self.latest = {"rankme": rankme(vectors - vectors.mean(dim=0))}
-            if first is not None and second is not None:
-                self.latest["view_retrieval"] = view_retrieval(first, second)
-            self.directory.mkdir(parents=True, exist_ok=True)
-            self.neighbour_sheet(vectors).save(self.directory / f"neighbours-{step:07d}.png")
-            if module.objective.decoder is not None:
-                sheet = reconstruction_sheet(module, whole[:: max(1, len(whole) // 8)][:8], generator)
-                sheet.save(self.directory / f"reconstruction-{step:07d}.png")
-        module.train(was_training)
+            with spared(self.directory / PICTURES_DIR):
+                self.draw(vectors, module, step)
+        if self.best.add(look, vit, candidate=step > 0 or module.adaptation is not None):
+            kin = {} if module.adaptation is None else module.adaptation.kin
+            with spared(self.directory / BEST_DIR):  # its weights are in the training state too
+                self.best.export(self.directory / BEST_DIR, vit.config, self.preprocess, self.facts, **kin)
 
-    def whole(self, module: PretrainModule, batch: ImageBatch) -> Tensor:
-        """The images uncropped at the size of a view, normalised."""
-        pixels = batch["images"].permute(0, 3, 1, 2).float() / 255
-        side = module.config.model.img_size
-        pixels = F.interpolate(pixels, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
-        return (pixels - module.mean) / module.std
+    def scores(self, vectors: torch.Tensor, encode: Encode, module: PretrainModule) -> dict[str, float]:
+        """All scores of an encoder.
 
-    def neighbour_sheet(self, vectors: Tensor, *, num_rows: int = 8, num_neighbours: int = 8) -> Image.Image:
-        """One image per row, a gap, then its nearest neighbours in the held-out pool, nearest first."""
-        similarity = F.normalize(vectors.float(), dim=1) @ F.normalize(vectors.float(), dim=1).T
-        similarity.fill_diagonal_(-2)
-        count = min(num_neighbours, len(vectors) - 1)
-        nearest = similarity.topk(count, dim=1).indices.cpu().numpy()
-        images = self.batch["images"].numpy()
-        queries = np.linspace(0, len(images) - 1, min(num_rows, len(images))).astype(int)
-        return grid([[images[q], None, *images[nearest[q]]] for q in queries])
+        Args:
+            vectors: Its cls vectors of the pool, [n, d].
+            encode: The encoder.
+            module: Whose augmentation makes the views.
+        """
+        found = {
+            "rankme": rankme(vectors - vectors.mean(dim=0)),
+            "view_retrieval": view_retrieval(*self.pool.view_vectors(encode, module.config.augment)),
+            "mean_cosine": mean_cosine(vectors),
+        }
+        return {**found, **(self.labelled.scores(encode) if self.labelled is not None else {})}
+
+    def draw(self, vectors: torch.Tensor, module: PretrainModule, step: int) -> None:
+        """Write the sheets of this point."""
+        pictures = self.directory / PICTURES_DIR
+        pictures.mkdir(parents=True, exist_ok=True)
+        neighbour_sheet(self.pool.images(), vectors).save(pictures / f"neighbours-{step:07d}.png")
+        if module.objective.decoder is None or module.config.objective.patch_target != "pixels":
+            return
+        chosen = slice(None, None, max(1, len(self.pool) // _NUM_RECONSTRUCTED))
+        whole = self.pool.whole(chosen)[:_NUM_RECONSTRUCTED].to(module.device)
+        generator = torch.Generator(device=module.device).manual_seed(0)
+        sheet = reconstruction_sheet(module, (whole - module.mean) / module.std, generator)
+        sheet.save(pictures / f"reconstruction-{step:07d}.png")
+
+    def conclude(
+        self, vit: VisionTransformer, kept: str | None
+    ) -> tuple[VisionTransformer, tuple[dict[str, Any], dict[str, Any]]]:
+        """The encoder to export; what was seen of the run, and where the encoder stands in it, as JSON.
+
+        Args:
+            vit: The last one, or what was chosen already.
+            kept: What that is, if it was chosen (last, best, frozen); none: ``monitor.export`` decides.
+        """
+        if kept is None:
+            kept, best = "last", self.best.vit(vit.config)
+            if self.config.monitor.export == "best" and best is not None:
+                kept, vit = "best", best
+        seen = {
+            "looks": self.best.looks,
+            "best_step": self.best.step,
+            "majority": self.labelled.majority if self.labelled is not None else None,
+            "exported": kept,
+        }
+        return vit, (seen, self.best.provenance(kept))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Points and best weights, for the training checkpoint."""
+        return self.best.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.best.load_state_dict(state_dict)
 
 
-def reconstruction_sheet(
-    module: PretrainModule, pixels: Float[Tensor, "b c h w"], generator: torch.Generator
-) -> Image.Image:
-    """Per image a row: what it is, what the encoder saw, what the decoder made of it.
+def gathered(trainer: pl.Trainer, module: PretrainModule) -> PretrainModule | None:
+    """The module with all its weights on the first process, none on the others; a copy where they are spread (FSDP)."""
+    if module.config.trainer.strategy != "fsdp":
+        return module if trainer.is_global_zero else None
+    state = trainer.strategy.lightning_module_state_dict()  # every process takes part
+    if not trainer.is_global_zero:
+        return None
+    start = VisionTransformer(module.config.model.vit()) if module.adaptation is None else module.adaptation.start()
+    copy = PretrainModule(
+        module.config,
+        start,
+        effective_batch_size=module.effective_batch_size,
+        clock=module.clock,
+        adaptation=module.adaptation,
+    )
+    copy.load_state_dict(state)
+    return copy.to(module.device)
 
-    With ``norm_pix_loss`` the decoder predicts standardised patches; they are shown with the true patch's own mean and
-    contrast, as in MAE's figures.
+
+@contextlib.contextmanager
+def undisturbed(*modules: nn.Module) -> Iterator[None]:
+    """Modules in evaluation mode and not compiled; afterwards every part is in the mode that it had.
+
+    Args:
+        modules: All that will be called.
     """
-    config = module.config
-    patch_size = config.model.patch_size
-    side = pixels.shape[-1] // patch_size
-    ratio = config.objective.mask_ratio
-    mask = random_mask(len(pixels), side * side, ratio, generator=generator, device=pixels.device)
-    decoder = module.objective.decoder
-    assert decoder is not None
-    pred = decoder(module.vit(pixels, mask.ids_keep), mask.ids_restore).float()
-    target = patchify(pixels, patch_size)
-    if config.objective.norm_pix_loss:
-        pred = pred * (target.var(-1, keepdim=True) + 1e-6).sqrt() + target.mean(-1, keepdim=True)
-    hidden = mask.mask.unsqueeze(-1)
-    rows = [target, target * (1 - hidden), target * (1 - hidden) + pred * hidden]
-    images = [
-        ((unpatchify(row, patch_size, (side, side)) * module.std + module.mean).clamp(0, 1) * 255)
-        .byte()
-        .permute(0, 2, 3, 1)
-        .cpu()
-        .numpy()
-        for row in rows
-    ]
-    return grid([[image[i] for image in images] for i in range(len(pixels))])
-
-
-def grid(rows: list[list[npt.NDArray[np.uint8] | None]], *, cell_px: int = 96, gap_px: int = 4) -> Image.Image:
-    """Pictures in rows and columns, each blown up to a cell; None leaves a narrow gap."""
-    widths = [gap_px * 3 if image is None else cell_px for image in rows[0]]
-    canvas = Image.new("RGB", (sum(widths) + gap_px * len(widths), (cell_px + gap_px) * len(rows)), "white")
-    for y, row in enumerate(rows):
-        x = 0
-        for width, image in zip(widths, row, strict=True):
-            if image is not None:
-                shown = Image.fromarray(image).resize((cell_px, cell_px), Image.Resampling.LANCZOS)
-                canvas.paste(shown, (x, y * (cell_px + gap_px)))
-            x += width + gap_px
-    return canvas
+    modes = {part: part.training for module in modules for part in module.modules()}
+    for module in modules:
+        module.eval()
+    try:
+        with torch.compiler.set_stance("force_eager"):  # other sizes and modes than in training would be compiled anew
+            yield
+    finally:
+        for part, training in modes.items():
+            part.training = training

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytorch_lightning as pl
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from vitembed.atomic import atomic_path
-from vitembed.pretrain.files import METRICS_FILE
+from vitembed.pretrain.alarms import Alarms
+from vitembed.pretrain.event_files import EventFiles
+from vitembed.pretrain.gradient import GradientWatch
+from vitembed.pretrain.metrics_file import Line, append_metrics, forget_after
 from vitembed.pretrain.module import PretrainModule
 from vitembed.pretrain.monitors import Monitors
 
@@ -22,28 +24,44 @@ _SLOW_SECONDS = 5.0  # where steps are slow, a person still sees that something 
 
 
 class RunLog(pl.Callback):
-    """Measures the run and shows it.
+    """Measures the run, shows it, and sounds alarms.
 
     Args:
         directory: Run folder.
-        monitors: Whose newest scores are written too.
-        every_steps: Steps between lines of ``metrics.jsonl``.
+        monitors: Whose newest scores are written too; what they take does not count as time of the run's steps.
+        alarms: Rules that every line is held against.
+        every_steps: Steps between lines of ``metrics.jsonl``; there is one at every point looked at, too.
         show: Whether to draw a progress bar (on a terminal) or log lines (elsewhere).
+        tensorboard: Whether to write event files.
     """
 
-    def __init__(self, directory: Path, monitors: Monitors, *, every_steps: int, show: bool) -> None:
-        self.path = directory / METRICS_FILE
+    def __init__(
+        self,
+        directory: Path,
+        monitors: Monitors,
+        alarms: Alarms,
+        *,
+        every_steps: int,
+        show: bool,
+        tensorboard: bool = False,
+    ) -> None:
+        self.directory = directory
         self.monitors = monitors
+        self.alarms = alarms
         self.every_steps = every_steps
         self.console = Console(stderr=True)
         self.show = show
+        self.tensorboard = tensorboard
+        self.events: EventFiles | None = None
         self.bar: Progress | None = None
         self.task: TaskID | None = None
-        self.latest: dict[str, int | float] = {}
+        self.gradient = GradientWatch()
+        self.latest: Line = {}
         """The newest line."""
         self.window_images = 0
         self.window_wait = 0.0
         self.window_start = self.step_end = self.line_at = 0.0
+        self.looking = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Start to measure."""
@@ -59,21 +77,26 @@ class RunLog(pl.Callback):
             self.task = self.bar.add_task("pretrain", total=1.0, status="")
             self.bar.start()
         if trainer.is_global_zero:
-            self.forget_after(trainer.global_step)
+            for line in forget_after(self.directory, trainer.global_step):
+                if "loss" not in line:  # the frozen model's scores, before any training
+                    continue
+                self.alarms.feed(line)  # they sounded then: what began before the interruption is not told again
+            if self.tensorboard:
+                self.events = EventFiles(self.directory, trainer.global_step)
         self.window_start = self.step_end = self.line_at = time.perf_counter()
-
-    def forget_after(self, step: int) -> None:
-        """Drop lines of steps that were lost with a killed process and come again."""
-        if not self.path.is_file():
-            return
-        lines = self.path.read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-        with atomic_path(self.path) as path:
-            path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        self.looking = self.monitors.seconds
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, *args: object) -> None:
-        """Time since the last step was spent waiting for images."""
+        """Time since the last step was spent waiting for images, unless the monitors took it."""
+        self.leave_out_looking()
         self.window_wait += time.perf_counter() - self.step_end
+
+    def leave_out_looking(self) -> None:
+        """Move the clocks on by what the monitors took since the last call."""
+        took = self.monitors.seconds - self.looking
+        self.looking = self.monitors.seconds
+        self.window_start += took
+        self.step_end += took
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: object, batch: object, batch_idx: int
@@ -81,9 +104,12 @@ class RunLog(pl.Callback):
         """Count, and every so often write and show."""
         assert isinstance(module, PretrainModule)
         assert isinstance(batch, dict)
+        self.leave_out_looking()
+        self.gradient.note(module.guard.norm)
         self.window_images += len(batch["images"]) * trainer.world_size
         slow = time.perf_counter() - self.window_start > _SLOW_SECONDS
-        if trainer.global_step % self.every_steps == 0 or slow or trainer.should_stop:
+        looked = self.monitors.latest.get("step") == trainer.global_step
+        if trainer.global_step % self.every_steps == 0 or slow or looked or trainer.should_stop:
             module.check_finite()
             if trainer.is_global_zero:
                 self.write(trainer, module)
@@ -97,25 +123,35 @@ class RunLog(pl.Callback):
         elapsed = module.clock.elapsed()
         output = module.last_output
         assert output is not None
-        optimizer = trainer.optimizers[0]
-        self.latest = {
+        # A continued run has groups with rates of their own; the heads' is the one that was set.
+        lr = max(group["lr"] for group in trainer.optimizers[0].param_groups)
+        scores = {name: value for name, value in self.monitors.latest.items() if name not in ("step", "progress")}
+        line: Line = {
             "step": trainer.global_step,
             "progress": round(progress, 5),
             "elapsed_seconds": round(elapsed, 2),
             "images_per_second": round(self.window_images / seconds, 1),
             "data_wait_share": round(min(1.0, self.window_wait / seconds), 4),
-            "lr": optimizer.param_groups[0]["lr"],
+            "lr": lr,
+            **self.gradient.read(module.config.optim.grad_clip),
             "loss": float(output.loss.detach()),
             **{name: float(term) for name, term in output.terms.items()},
-            **self.monitors.latest,
         }
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(self.latest) + "\n")
+        if self.monitors.latest:
+            line |= {"monitor_step": self.monitors.latest["step"], **scores}
+        if alarms := self.alarms.feed(line):
+            line["alarms"] = [asdict(alarm) for alarm in alarms]
+            for alarm in alarms:
+                log.warning("alarm %s at step %d: %s", alarm.code, alarm.step, alarm.message)
+        self.latest = line
+        append_metrics(self.directory, line)
+        if self.events is not None:
+            self.events.write(line)
         remaining = elapsed * (1 - progress) / progress if progress > 0 else 0.0
         status = (
-            f"{self.latest['images_per_second']:.0f} images/s, data wait {self.latest['data_wait_share']:.0%}, "
+            f"{line['images_per_second']:.0f} images/s, data wait {line['data_wait_share']:.0%}, "
             + ", ".join(f"{name} {float(term):.3f}" for name, term in output.terms.items())
-            + f", {_duration(remaining)} left"
+            + f", {words_for(remaining)} left"
         )
         if self.bar is not None and self.task is not None:
             self.bar.update(self.task, completed=progress, status=status)
@@ -133,20 +169,17 @@ class RunLog(pl.Callback):
         self.close()
 
     def close(self) -> None:
-        """Stop drawing."""
+        """Stop drawing, finish the event files."""
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
+        if self.events is not None:
+            self.events.close()
+            self.events = None
 
 
-def last_metrics(directory: Path) -> dict[str, int | float]:
-    """The newest line of a run's metrics; empty if there is none."""
-    path = directory / METRICS_FILE
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return dict(json.loads(lines[-1])) if lines else {}
-
-
-def _duration(seconds: float) -> str:
+def words_for(seconds: float) -> str:
+    """A length of time as people say it: ``40 s``, ``12 min``, ``2.5 h``."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -2,35 +2,47 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vitembed import __version__
-from vitembed.atomic import atomic_path
 from vitembed.config import PretrainConfig, to_dict
 from vitembed.errors import BadImage, ConfigError, DataError
 from vitembed.images.cache import ImageCache
+from vitembed.images.cache_place import choose_place, open_cache
 from vitembed.images.preprocess import Preprocess
 from vitembed.images.source import ImageListing, ImageRef, find_images
 from vitembed.lock import exclusive
-from vitembed.pretrain.files import CHECKPOINT_FILE, LOCK_FILE, METRICS_FILE, RUN_FILE
+from vitembed.pretrain.event_files import refuse_without_tensorboard
+from vitembed.pretrain.files import BEST_DIR, LOCK_FILE, REPORT_FILE, RUN_FILE
+from vitembed.pretrain.follow import train_by_plan
+from vitembed.pretrain.parent import continued_config, read_parent, refuse_own_place, refuse_without_parent
+from vitembed.pretrain.processes import Follower, Process, Share, Team, current_process, num_processes, team_of
+from vitembed.pretrain.run_folder import (
+    batch_of_interrupted,
+    data_key,
+    export_to,
+    one_line_when_full,
+    prepare_run,
+    sweep,
+    write_state,
+)
 from vitembed.pretrain.status import DecodeBar
-from vitembed.recipes import differences, load_config
+from vitembed.recipes import load_config
 from vitembed.workspace import Workspace, find_workspace
+
+if TYPE_CHECKING:
+    from vitembed.model.checkpoint import SavedModel
 
 log = logging.getLogger("vitembed")
 
 MIN_IMAGES = 8
-_RAM_CACHE_BYTES = 1 << 30
-# Settings that change how a run is carried out, not what comes out of it: they may differ when it is resumed.
-_FREE_SETTINGS = ("trainer.", "data.num_workers", "data.cache:")
 
 
 @dataclass(frozen=True)
@@ -53,6 +65,15 @@ class PretrainResult:
     """False when interrupted: the same call goes on."""
     metrics: dict[str, int | float]
     """The newest line of ``metrics.jsonl``."""
+    decision: dict[str, Any] | None = None
+    """Of a run that went on from a model: what was ``kept`` (last, best, frozen), and why in ``words``."""
+    monitor: dict[str, Any] = field(default_factory=dict)
+    """What was seen while it grew: ``looks`` (the start first), ``best_step``, ``judged_by``, ``majority``."""
+
+    @property
+    def report(self) -> Path:
+        """The run on one page."""
+        return self.run_dir / REPORT_FILE
 
 
 def pretrain(
@@ -60,6 +81,7 @@ def pretrain(
     *,
     config: str | Path | None = None,
     overrides: Sequence[str] = (),
+    model: str | os.PathLike[str] | None = None,
     workspace: Workspace | Path | None = None,
     name: str = "model",
     fresh: bool = False,
@@ -74,6 +96,8 @@ def pretrain(
         images: Folders, files and ``@list.txt``.
         config: A packaged recipe or a YAML file; none: chosen from the images and the machine, with the reasons logged.
         overrides: Settings such as ``optim.max_steps=60``.
+        model: A trained model to go on from: a model folder, or a name in the workspace. Its architecture and
+            preprocessing hold; where training makes it worse, it is kept as it is.
         workspace: Where model and run go; none: the workspace around the current folder, made if there is none.
         name: ``model`` for the workspace's own model, or another name to keep beside it.
         fresh: Start anew where a run was interrupted.
@@ -83,8 +107,41 @@ def pretrain(
     Raises:
         DataError: If there are too few readable images.
         ConfigError: If the settings are wrong, or differ from those of the interrupted run.
-        TrainingError: If the loss becomes non-finite.
+        TrainingError: If the loss becomes non-finite, the disk is full, or another process of the run failed.
+        FailedElsewhere: In a process that is not the first, if the first failed.
     """
+    process = current_process()
+    if process.rank > 0:
+        return _follow(process)
+    with team_of(process) as team:
+        return _pretrain(
+            team,
+            images,
+            config=config,
+            overrides=overrides,
+            model=model,
+            workspace=workspace,
+            name=name,
+            fresh=fresh,
+            time_budget=time_budget,
+            progress=progress,
+        )
+
+
+def _pretrain(
+    team: Team,
+    images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    *,
+    config: str | Path | None,
+    overrides: Sequence[str],
+    model: str | os.PathLike[str] | None,
+    workspace: Workspace | Path | None,
+    name: str,
+    fresh: bool,
+    time_budget: float | None,
+    progress: bool,
+) -> PretrainResult:
+    """What the first process does."""
     started = time.monotonic()
     if not isinstance(workspace, Workspace):
         workspace = find_workspace(workspace, create=True)
@@ -95,27 +152,59 @@ def pretrain(
             f"{len(listing.refs)} images in {', '.join(map(str, inputs))}: pretraining needs at least {MIN_IMAGES}, "
             "and some thousands to be of use"
         )
-    resolved = _resolve_config(listing.refs, config, overrides, time_budget)
     run_dir = workspace.runs_dir / name
     model_dir = workspace.model_dir if name == "model" else workspace.dir / "models" / name
+    parent: SavedModel | None = None
+    if model is None:
+        refuse_without_parent(config, overrides)
+        going_on = None if fresh else batch_of_interrupted(run_dir)
+        resolved = _resolve_config(listing.refs, config, overrides, time_budget, going_on)
+    else:
+        refuse_own_place(model, model_dir, workspace)
+        parent = read_parent(model, workspace)
+        settings = [*overrides, *([f"time_budget_seconds={time_budget}"] if time_budget is not None else [])]
+        resolved = continued_config(parent, config, settings)
+    refuse_without_tensorboard(resolved.monitor)
     run_dir.mkdir(parents=True, exist_ok=True)
-    with exclusive(run_dir / LOCK_FILE):
-        return _run(resolved, listing, workspace, run_dir, model_dir, fresh=fresh, started=started, progress=progress)
+    # What another process has to know to train along (``train_by_plan``); the rest is added when it is known.
+    plan: dict[str, Any] = {"inputs": [os.fspath(path) for path in inputs], "workspace": os.fspath(workspace.root)}
+    plan |= {"model": None if model is None else os.fspath(model), "run_dir": os.fspath(run_dir.absolute())}
+    with exclusive(run_dir / LOCK_FILE), one_line_when_full(run_dir):
+        result = _run(
+            team,
+            resolved,
+            listing,
+            workspace,
+            run_dir,
+            model_dir,
+            plan=plan,
+            fresh=fresh,
+            started=started,
+            progress=progress,
+            parent=parent,
+        )
+    team.result = _to_json(result)
+    return result
 
 
 def _run(
+    team: Team,
     config: PretrainConfig,
     listing: ImageListing,
     workspace: Workspace,
     run_dir: Path,
     model_dir: Path,
     *,
+    plan: dict[str, Any],
     fresh: bool,
     started: float,
     progress: bool,
+    parent: SavedModel | None,
 ) -> PretrainResult:
     """Train in a run folder that is ours alone."""
-    resume = _prepare_run(run_dir, model_dir, config, listing.refs, fresh=fresh)
+    sweep(model_dir, run_dir / BEST_DIR)
+    devices, num_nodes = num_processes(config.trainer, team.process)
+    resume = prepare_run(run_dir, model_dir, config, listing.refs, fresh=fresh, world_size=devices * num_nodes)
     if resume == "complete":
         log.info("run %s is complete already: its model is %s (--fresh trains anew)", run_dir.name, model_dir)
         state = json.loads((run_dir / RUN_FILE).read_text(encoding="utf-8"))
@@ -128,32 +217,80 @@ def _run(
             seconds=state["seconds"],
             completed=True,
             metrics=state["metrics"],
+            decision=state.get("decision"),
+            monitor=state.get("monitor", {}),
         )
 
-    cache = _decode(listing.refs, config, workspace, progress)
+    checkpoint: Path | None = None
+    if resume == "resume":
+        from vitembed.pretrain.checkpoint_io import find_checkpoint
+
+        checkpoint = find_checkpoint(run_dir)
+    cache, place = _decode(listing.refs, config, workspace, progress, alone=devices * num_nodes == 1)
     bad = sorted([*listing.bad, *cache.bad], key=lambda problem: os.fsencode(problem.path))
     if len(cache.refs) < MIN_IMAGES:
         raise DataError(
             f"only {len(cache.refs)} of {len(listing.refs)} images are readable, the first problem: {bad[0]}"
         )
+    if len(cache.refs) < 2 * devices * num_nodes:
+        raise ConfigError(
+            f"{len(cache.refs)} images are too few for {devices * num_nodes} devices: lower trainer.devices"
+        )
 
     # Only now: torch and Lightning take seconds to import, which count towards the budget but delay no error above.
     from vitembed.model.checkpoint import save_model
+    from vitembed.pretrain.facts import gather_facts
     from vitembed.pretrain.fit import fit
+    from vitembed.pretrain.frozen import save_continued
 
-    outcome = fit(config, cache, run_dir, resume=resume == "resume", started=started, show=progress)
+    plan |= {"config": to_dict(config), "data_key": data_key(listing.refs), "cache": place}
+    plan |= {"checkpoint": None if checkpoint is None else checkpoint.name, "devices": devices, "num_nodes": num_nodes}
+
+    def others(facts: dict[str, Any]) -> AbstractContextManager[None]:
+        return team.training({**plan, **facts}, run_dir, local_world_size=devices)
+
+    share = Share(0, devices, num_nodes, team.process.launcher, others)
+    preprocess = Preprocess(img_size=config.model.img_size)
+    about = gather_facts(
+        config,
+        cache,
+        name=run_dir.name,
+        inputs=list(plan["inputs"]),
+        bad=bad,
+        model_dir=model_dir,
+        preprocess=preprocess if parent is None else replace(parent.preprocess, img_size=config.model.img_size),
+        decode=lambda refs: _decode(refs, config, workspace, progress, alone=True)[0],
+    )
+    outcome = fit(
+        config,
+        cache,
+        run_dir,
+        checkpoint=checkpoint,
+        started=started,
+        show=progress,
+        parent=parent,
+        share=share,
+        facts=about,
+    )
     if outcome.completed:
         facts = {
-            "made_by": f"vitembed {__version__} pretrain",
-            "num_images": len(cache.refs),
+            **about.provenance,
             "num_steps": outcome.num_steps,
             "seconds": round(outcome.seconds, 1),
-            "config": to_dict(config),
+            **outcome.standing,
         }
-        save_model(model_dir, outcome.vit, Preprocess(img_size=config.model.img_size), provenance=facts)
+        with export_to(model_dir):
+            if parent is None:
+                save_model(model_dir, outcome.vit, preprocess, provenance=facts)
+            else:
+                save_continued(model_dir, outcome.vit, parent, outcome.decision, facts)
         state = json.loads((run_dir / RUN_FILE).read_text(encoding="utf-8"))
         ended = {"status": "complete", "num_images": len(cache.refs), "num_steps": outcome.num_steps}
-        _write_state(run_dir, {**state, **ended, "seconds": outcome.seconds, "metrics": outcome.metrics})
+        ended["monitor"] = outcome.monitor
+        if outcome.decision is not None:
+            ended["decision"] = outcome.decision.to_dict()
+            log.info("%s", outcome.decision.words)
+        write_state(run_dir, {**state, **ended, "seconds": outcome.seconds, "metrics": outcome.metrics})
     return PretrainResult(
         model_dir=model_dir,
         run_dir=run_dir,
@@ -163,11 +300,39 @@ def _run(
         seconds=outcome.seconds,
         completed=outcome.completed,
         metrics=outcome.metrics,
+        decision=outcome.decision.to_dict() if outcome.decision is not None else None,
+        monitor=outcome.monitor,
     )
 
 
+def _follow(process: Process) -> PretrainResult:
+    """What a process that torchrun or SLURM started does if it is not the first: train along, and wait for the end."""
+    logging.getLogger("vitembed").setLevel(logging.ERROR)  # the first process speaks for all
+    follower = Follower(process)
+    plan = follower.plan()
+    if "config" in plan:  # else there was nothing left to train
+        try:
+            train_by_plan(plan, process)
+        except Exception as error:
+            follower.blame_first(error)
+            raise
+    result = follower.end()["result"]
+    paths = {name: Path(result[name]) for name in ("model_dir", "run_dir")}
+    return PretrainResult(**{**result, **paths}, bad=[])
+
+
+def _to_json(result: PretrainResult) -> dict[str, Any]:
+    """What the other processes give back too."""
+    values = {field.name: getattr(result, field.name) for field in fields(result) if field.name != "bad"}
+    return {name: os.fspath(value) if isinstance(value, Path) else value for name, value in values.items()}
+
+
 def _resolve_config(
-    refs: Sequence[ImageRef], config: str | Path | None, overrides: Sequence[str], time_budget: float | None
+    refs: Sequence[ImageRef],
+    config: str | Path | None,
+    overrides: Sequence[str],
+    time_budget: float | None,
+    batch_size: int | None,
 ) -> PretrainConfig:
     """The complete configuration of the run."""
     settings = list(overrides)
@@ -177,65 +342,19 @@ def _resolve_config(
         return load_config(PretrainConfig, config, settings)
     from vitembed.pretrain.auto import choose
 
-    choice = choose(refs, overrides=overrides, has_length=time_budget is not None)
+    choice = choose(refs, overrides=overrides, has_length=time_budget is not None, batch_size=batch_size)
     for reason in choice.reasons:
         log.info("auto: %s", reason)
     return load_config(PretrainConfig, choice.recipe, [*choice.overrides, *settings])
 
 
-def _prepare_run(
-    run_dir: Path, model_dir: Path, config: PretrainConfig, refs: Sequence[ImageRef], *, fresh: bool
-) -> str:
-    """Make the run folder, or find out what an earlier call left in it: ``new``, ``resume`` or ``complete``."""
-    settings, data_key = to_dict(config), _data_key(refs)
-    path = run_dir / RUN_FILE
-    if path.is_file() and not fresh:
-        old = json.loads(path.read_text(encoding="utf-8"))
-        changed = [line for line in differences(old["config"], settings) if not line.startswith(_FREE_SETTINGS)]
-        if old["data_key"] != data_key:
-            changed.append(f"images: {old['num_images']} then, {len(refs)} now, or their files changed")
-        if not changed and old["status"] == "complete" and model_dir.is_dir():
-            return "complete"
-        if old["status"] == "running" and (run_dir / CHECKPOINT_FILE).is_file():
-            if changed:
-                raise ConfigError(
-                    f"the interrupted run in {run_dir} had other settings ({'; '.join(changed)}): "
-                    "repeat its command to go on, or start anew with --fresh"
-                )
-            return "resume"
-    for leftover in (run_dir / CHECKPOINT_FILE, run_dir / METRICS_FILE, *run_dir.glob("pictures/*.png")):
-        leftover.unlink(missing_ok=True)
-    _write_state(run_dir, {"status": "running", "config": settings, "data_key": data_key, "num_images": len(refs)})
-    return "new"
-
-
-def _write_state(run_dir: Path, state: dict[str, Any]) -> None:
-    with atomic_path(run_dir / RUN_FILE) as path:
-        path.write_text(json.dumps({"vitembed_version": __version__, **state}, indent=2) + "\n", encoding="utf-8")
-
-
-def _data_key(refs: Sequence[ImageRef]) -> str:
-    """Changes when an image is added, removed, renamed or of another size."""
-    digest = hashlib.sha256()
-    for ref in refs:
-        try:
-            size = Path(ref.path).stat().st_size
-        except OSError:  # it vanished; decoding says so
-            size = -1
-        digest.update(os.fsencode(ref.path) + b"\0" + str(size).encode() + b"\0")
-    return digest.hexdigest()
-
-
-def _decode(refs: Sequence[ImageRef], config: PretrainConfig, workspace: Workspace, progress: bool) -> ImageCache:
-    """Decode every image once."""
-    size = config.cache_size
-    num_bytes = ImageCache.estimate_bytes(len(refs), size)
-    in_ram = config.data.cache == "ram" or (config.data.cache == "auto" and num_bytes <= _RAM_CACHE_BYTES)
-    place = "in memory" if in_ram else f"in {workspace.cache_dir}"
-    log.info("decoding %d images once, to %d px: %.1f MB %s", len(refs), size, num_bytes / 1e6, place)
+def _decode(
+    refs: Sequence[ImageRef], config: PretrainConfig, workspace: Workspace, progress: bool, *, alone: bool
+) -> tuple[ImageCache, str]:
+    """Decode every image once; and where they are kept: ``ram``, ``disk`` (other processes find them) or ``off``."""
+    size, num_workers = config.cache_size, config.data.num_workers
+    place, words = choose_place(len(refs), size, workspace.cache_dir, asked=config.data.cache, alone=alone)
+    log.info("decoding %d images once, to %d px: %s", len(refs), size, words)
     with DecodeBar(len(refs), show=progress) as bar:
-        if in_ram:
-            return ImageCache.in_memory(refs, size=size, num_workers=config.data.num_workers, progress=bar.update)
-        return ImageCache.build(
-            refs, workspace.cache_dir, size=size, num_workers=config.data.num_workers, progress=bar.update
-        )
+        cache = open_cache(place, refs, workspace.cache_dir, size=size, num_workers=num_workers, progress=bar.update)
+    return cache, place

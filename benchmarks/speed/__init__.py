@@ -1,0 +1,1 @@
+"""The parts of ``pretrain_speed.py``, one claim each."""

@@ -1,0 +1,39 @@
+"""Building a cache against the bare loop of scaled decodes."""
+
+from __future__ import annotations
+
+import itertools
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from speed.pairs import Pair, in_turn
+from vitembed.images.cache import ImageCache
+from vitembed.images.decode import decode_image
+from vitembed.images.loader import default_workers
+from vitembed.images.on_demand import squashed
+from vitembed.images.source import find_images
+
+
+def cache_against_decode(folder: Path, work: Path, size: int, *, pairs: int = 3) -> Pair:
+    """Seconds of ``ImageCache.build`` and of decoding with as many threads and keeping nothing."""
+    refs = find_images([folder]).refs
+    number = itertools.count()
+
+    def build() -> None:
+        ImageCache.build(refs, work / f"cache{next(number)}", size=size)
+
+    def decode() -> None:
+        with ThreadPoolExecutor(default_workers()) as pool:
+            list(pool.map(lambda ref: squashed(decode_image(ref, target_px=size), size) is None, refs))
+
+    return in_turn(build, decode, pairs=pairs)
+
+
+def threads_against_one(folder: Path, size: int, *, pairs: int = 3) -> Pair:
+    """Seconds with a thread per core and with one thread."""
+    refs = find_images([folder]).refs
+    return in_turn(
+        lambda: ImageCache.in_memory(refs, size=size),
+        lambda: ImageCache.in_memory(refs, size=size, num_workers=1),
+        pairs=pairs,
+    )
