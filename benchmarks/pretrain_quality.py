@@ -111,6 +111,8 @@ def run(job: Job) -> dict[str, Any]:
     record: dict[str, Any] = {**asdict(job), "data": Path(job.data).name, "num_train": len(data.train)}
     for private in ("data_root", "cache", "lightly_train_python"):
         del record[private]
+    model = backbone.model
+    record["backbone"] = f"{model.size}, {model.img_size} px, {model.patch_size}-px patches, {model.stem} stem"
     started = time.time()
     encoders: dict[str, VisionTransformer] = {}
     facts: dict[str, Any] = {}

@@ -7,6 +7,7 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ def train_product(
     Raises:
         ConfigError: If the interpreter does not run lightly-train.
     """
-    vit = model.vit()
+    # timm's plain ViT of these sizes, which is what its users have: no stem, learned positions.
+    vit = replace(model.vit(), stem="patch", pos_embed="learned", num_registers=0, init_values=None)
     given = dict(setting.split("=", 1) for setting in settings)
     small = max(1, round(model.img_size * 96 / 224 / model.patch_size)) * model.patch_size
     local = {"view_size": [small, small]} if given.get("small") != "0" else None

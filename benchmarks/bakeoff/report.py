@@ -69,7 +69,8 @@ def markdown_report(records: Sequence[Record]) -> str:
         floors = [run for run in runs if run["minutes"] == 0]
         rows = rows_of([run for run in runs if run["minutes"] > 0])
         budgets = sorted({run["minutes"] for run in runs if run["minutes"] > 0})
-        lines = [f"### {data}: {count:,} images to learn from", ""]
+        backbones = sorted({run["backbone"] for run in runs if "backbone" in run})
+        lines = ["; ".join([f"### {data}: {count:,} images to learn from", *backbones]), ""]
         head = ["method", "lr", *(f"k-NN, {m:g} min" for m in budgets)]
         head += ["linear", "k-NN of mean", "RankMe", "images", "images/s"]
         lines += [" | ".join(["", *head, ""]).strip(), "|---" * 2 + "|---:" * (len(head) - 2) + "|"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,8 +15,8 @@ from vitembed.images.on_demand import squashed
 from vitembed.images.source import find_images
 
 
-def cache_against_decode(folder: Path, work: Path, size: int, *, pairs: int = 3) -> Pair:
-    """Seconds of ``ImageCache.build`` and of decoding with as many threads and keeping nothing."""
+def cache_against_decode(folder: Path, work: Path, size: int, *, pairs: int = 3) -> tuple[Pair, Pair]:
+    """Seconds of ``ImageCache.build`` and of decoding with as many threads and keeping nothing; and processor time."""
     refs = find_images([folder]).refs
     number = itertools.count()
 
@@ -26,7 +27,7 @@ def cache_against_decode(folder: Path, work: Path, size: int, *, pairs: int = 3)
         with ThreadPoolExecutor(default_workers()) as pool:
             list(pool.map(lambda ref: squashed(decode_image(ref, target_px=size), size) is None, refs))
 
-    return in_turn(build, decode, pairs=pairs)
+    return in_turn(build, decode, pairs=pairs), in_turn(build, decode, pairs=pairs, clock=time.process_time)
 
 
 def threads_against_one(folder: Path, size: int, *, pairs: int = 3) -> Pair:

@@ -101,3 +101,12 @@ def test_a_batch_that_does_not_fit_the_memory_is_halved_and_that_of_an_interrupt
     monkeypatch.setattr("vitembed.pretrain.memory.free_memory", lambda device: 10**12)
     assert resolved(choose(refs, gpu=False)).optim.batch_size == 256
     assert resolved(choose(refs, gpu=False, batch_size=size)).optim.batch_size == size
+
+
+@pytest.mark.parametrize(("gpu", "size"), [(False, "nano"), (True, "small")])
+def test_images_that_must_not_be_changed_are_learned_from_without_views(tmp_path, gpu, size):
+    choice = choose(images(tmp_path, [(64, 64)] * 4), overrides=["augment.preset=none"], gpu=gpu)
+    config = resolved(choice, "augment.preset=none")
+    assert (config.model.size, config.objective.spread, config.objective.num_views) == (size, "none", 1)
+    assert config.objective.cls_regression_weight > 0
+    assert config.augment.crop_scale == (1.0, 1.0)

@@ -256,7 +256,7 @@ def test_the_schedule_rises_and_falls_as_the_formula_says():
     assert clock.progress(60) == pytest.approx(0.6)
 
 
-@pytest.mark.parametrize("name", ["nano", "small", "base", "mae", "continue", "smoke", "emoji"])
+@pytest.mark.parametrize("name", ["nano", "small", "base", "mae", "plain", "continue", "smoke", "emoji"])
 def test_every_recipe_loads_builds_and_says_what_it_is(name):
     from vitembed.model.vit import VisionTransformer
     from vitembed.pretrain.objective import MaskedViews
@@ -265,7 +265,7 @@ def test_every_recipe_loads_builds_and_says_what_it_is(name):
     config = load_config(PretrainConfig, name)
     with torch.device("meta"):
         MaskedViews(VisionTransformer(config.model.vit()), config.objective)
-    assert set(packaged_configs()) == {"nano", "small", "base", "mae", "continue", "smoke", "emoji"}
+    assert set(packaged_configs()) == {"nano", "small", "base", "mae", "plain", "continue", "smoke", "emoji"}
     head = read_recipe(name).splitlines()
     assert head[0].startswith("# ")
     assert any(line.startswith("# Command: vitembed pretrain") for line in head)

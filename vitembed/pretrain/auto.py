@@ -75,6 +75,10 @@ def choose(
     else:
         recipe = "nano"
         reasons = ["no GPU is here: recipe nano (4 blocks of width 128, a convolutional stem)"]
+    if "augment.preset=none" in overrides:
+        settings["model.size"] = load_config(PretrainConfig, recipe).model.size
+        recipe = "plain"
+        reasons.append("augment.preset=none leaves no views to compare: recipe plain (masked patches, cls regression)")
 
     img_size, patch_size = sizes_for(look.side, gpu=gpu)
     settings |= {"model.img_size": str(img_size), "model.patch_size": str(patch_size)}
