@@ -74,9 +74,9 @@ def pretrain(
     if cache is not None:
         settings.append(f"data.cache={cache}")
     seconds = None if time_budget is None else seconds_of(time_budget)
-    from vitembed.pretrain.figures import key_figures
-    from vitembed.pretrain.processes import current_process
+    from vitembed.pretrain.many.processes import current_process
     from vitembed.pretrain.run import pretrain as run_pretraining
+    from vitembed.pretrain.watch.figures import key_figures
     from vitembed.workspace import find_workspace
 
     result = run_pretraining(

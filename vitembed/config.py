@@ -273,8 +273,10 @@ class ObjectiveConfig:
     """Weight of the cls vector predicting the teacher's mean patch of the same view (needs no crops; data2vec)."""
     coding_rate_eps: float = 0.05
     """Precision to which the coding rate codes."""
+    contrast_weight: float = 0.0
+    """Weight of InfoNCE beside coding_rate or visreg; 0: none."""
     temperature: float = 0.2
-    """Temperature of info_nce."""
+    """Temperature of InfoNCE."""
     patch_weight: float = 1.0
     """Weight of the hidden patches' prediction; 0 leaves the decoder out."""
     num_patch_views: int | None = None
@@ -309,6 +311,11 @@ class ObjectiveConfig:
             problems.append(f"objective.spread must be one of {', '.join(SPREADS)}, got {self.spread!r}")
         if self.spread != "none" and self.num_views < 2:
             problems.append(f"objective.spread {self.spread!r} compares views: num_views must be at least 2")
+        if self.contrast_weight < 0 or (self.contrast_weight and self.spread in ("info_nce", "none")):
+            problems.append(
+                f"objective.contrast_weight is for spread coding_rate or visreg and not negative, got "
+                f"{self.contrast_weight} with {self.spread}"
+            )
         if self.spread == "none" and self.num_local_views:
             problems.append("objective.num_local_views are for the cls loss: set objective.spread")
         if self.spread == "none" and self.patch_weight == 0 and self.cls_regression_weight == 0:

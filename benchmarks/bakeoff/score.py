@@ -10,7 +10,7 @@ import torch
 from vitembed.images.preprocess import Preprocess
 from vitembed.model.encoder import Encoder
 from vitembed.model.vit import VisionTransformer
-from vitembed.pretrain.monitors import rankme
+from vitembed.pretrain.watch.monitors import rankme
 from vitembed.probe.knn import KNNProbe
 from vitembed.probe.linear import LinearProbe
 

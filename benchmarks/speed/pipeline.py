@@ -12,8 +12,8 @@ from speed.pairs import Pair, summary
 from vitembed.config import PretrainConfig
 from vitembed.pretrain import fit as fit_module
 from vitembed.pretrain.module import PretrainModule, parameter_groups
-from vitembed.pretrain.progress import RunLog
 from vitembed.pretrain.schedule import scaled_weight_decay
+from vitembed.pretrain.watch.progress import RunLog
 from vitembed.workspace import find_workspace
 
 STEPS = 8

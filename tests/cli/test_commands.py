@@ -325,5 +325,6 @@ def test_pretrain_gives_the_library_what_was_typed(vitembed, photo_folder, monke
         "config": "small",
         "name": "mine",
         "fresh": True,
+        "model": None,
         "time_budget": 5400.0,
     }

@@ -14,7 +14,9 @@ from vitembed.config import AdaptConfig, ModelConfig, PretrainConfig, ViTConfig
 from vitembed.images.preprocess import Preprocess
 from vitembed.model.checkpoint import SavedModel
 from vitembed.model.vit import VisionTransformer
-from vitembed.pretrain.adapt import (
+from vitembed.pretrain.module import parameter_groups
+from vitembed.pretrain.objective import MaskedViews, ObjectiveOutput
+from vitembed.pretrain.onward.adapt import (
     Adaptation,
     anchor_loss,
     backbone_ramp,
@@ -22,8 +24,6 @@ from vitembed.pretrain.adapt import (
     started_from,
     warmup_end,
 )
-from vitembed.pretrain.module import parameter_groups
-from vitembed.pretrain.objective import MaskedViews, ObjectiveOutput
 
 ARCHITECTURE = ViTConfig(img_size=16, patch_size=8, embed_dim=16, depth=3, num_heads=2, num_registers=1)
 

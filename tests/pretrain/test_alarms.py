@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from vitembed.config import AdaptConfig, AugmentConfig, ObjectiveConfig, OptimConfig, PretrainConfig
-from vitembed.pretrain.alarms import RULES, Alarms
-from vitembed.pretrain.history import Context
+from vitembed.pretrain.watch.alarms import RULES, Alarms
+from vitembed.pretrain.watch.history import Context
 
 LINES = 200
 POINTS = 5

@@ -9,8 +9,8 @@ from vitembed.config import preset
 from vitembed.images.preprocess import Preprocess
 from vitembed.model.checkpoint import read_model
 from vitembed.model.vit import VisionTransformer
-from vitembed.pretrain.best import Best, judged_by, merit
-from vitembed.pretrain.figures import key_figures
+from vitembed.pretrain.watch.best import Best, judged_by, merit
+from vitembed.pretrain.watch.figures import key_figures
 
 CONFIG = preset("nano", img_size=16, patch_size=8, embed_dim=8, depth=1, num_heads=2)
 

@@ -18,7 +18,7 @@ from vitembed.errors import ConfigError, ModelError
 from vitembed.images.preprocess import Preprocess
 from vitembed.model.checkpoint import read_model, save_model
 from vitembed.model.vit import VisionTransformer
-from vitembed.pretrain.adapt import Adapting
+from vitembed.pretrain.onward.adapt import Adapting
 from vitembed.workspace import find_workspace
 
 ARCHITECTURE = ViTConfig(img_size=16, patch_size=8, embed_dim=16, depth=3, num_heads=2, mlp_ratio=2.0, qkv_bias=False)
@@ -100,7 +100,7 @@ def test_a_continued_run_takes_everything_from_its_parent_and_names_it(folder, t
 @pytest.mark.parametrize("mode", ["lora", "last_blocks"])
 def test_only_the_mode_s_weights_change_and_the_names_stay(folder, tmp_path, parent_dir, mode, monkeypatch):
     monkeypatch.setattr(
-        "vitembed.pretrain.frozen.merit", lambda look, max_rank: float(look["step"])
+        "vitembed.pretrain.onward.frozen.merit", lambda look, max_rank: float(look["step"])
     )  # the end is the best
     settings = ("optim.max_steps=12", "optim.base_lr=0.05", f"adapt.mode={mode}", "adapt.num_checks=1")
     result = run(folder, tmp_path, parent_dir, *settings)

@@ -10,10 +10,10 @@ from vitembed.config import AdaptConfig, ViTConfig
 from vitembed.images.preprocess import Preprocess
 from vitembed.model.checkpoint import SavedModel, read_model
 from vitembed.model.vit import VisionTransformer
-from vitembed.pretrain.best import Best
-from vitembed.pretrain.frozen import FrozenGuard, decide, save_continued, worse_in_a_row
 from vitembed.pretrain.module import PretrainModule
+from vitembed.pretrain.onward.frozen import FrozenGuard, decide, save_continued, worse_in_a_row
 from vitembed.pretrain.schedule import Clock
+from vitembed.pretrain.watch.best import Best
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from vitembed.pretrain.gather import SyncedBatchNorm1d, gather_batch, is_distributed
+from vitembed.pretrain.many.gather import SyncedBatchNorm1d, gather_batch, is_distributed
 
 # What every process runs: the same objective on its share of the same images and masks. Alone, the share is all.
 SCRIPT = """
@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from vitembed.config import ObjectiveConfig, preset
 from vitembed.model.vit import VisionTransformer
 from vitembed.pretrain import objective as room
-from vitembed.pretrain.gather import SyncedBatchNorm1d
+from vitembed.pretrain.many.gather import SyncedBatchNorm1d
 from vitembed.pretrain.masking import Mask, random_mask
 
 rank, world, init, out = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]

@@ -12,8 +12,8 @@ from vitembed.errors import ConfigError, DataError
 from vitembed.images.cache import ImageCache
 from vitembed.images.preprocess import Preprocess
 from vitembed.images.source import find_images
-from vitembed.pretrain.labelled import LabelledPool, find_labels
-from vitembed.pretrain.pool import Encode, Pool
+from vitembed.pretrain.watch.labelled import LabelledPool, find_labels
+from vitembed.pretrain.watch.pool import Encode, Pool
 
 COLOURS = {"blue": (20, 30, 220), "green": (30, 200, 40), "red": (220, 30, 20)}
 

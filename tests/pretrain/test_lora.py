@@ -11,7 +11,7 @@ from torch import nn
 
 from vitembed.config import ViTConfig
 from vitembed.model.vit import VisionTransformer
-from vitembed.pretrain.lora import LoraLinear, add_lora, merge_lora
+from vitembed.pretrain.onward.lora import LoraLinear, add_lora, merge_lora
 
 
 @pytest.fixture

@@ -18,9 +18,9 @@ from PIL import Image
 import vitembed
 from vitembed.config import TrainerConfig
 from vitembed.errors import ConfigError, TrainingError
-from vitembed.pretrain import launch
-from vitembed.pretrain.agree import Agreement, SharedClock, Wishes
-from vitembed.pretrain.processes import Process, current_process, num_processes
+from vitembed.pretrain.many import launch
+from vitembed.pretrain.many.agree import Agreement, SharedClock, Wishes
+from vitembed.pretrain.many.processes import Process, current_process, num_processes
 from vitembed.workspace import find_workspace
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals and gloo as on POSIX")

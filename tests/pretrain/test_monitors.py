@@ -12,8 +12,8 @@ from PIL import Image
 
 import vitembed
 from vitembed.model.checkpoint import read_model
-from vitembed.pretrain.monitors import undisturbed
-from vitembed.pretrain.progress import RunLog
+from vitembed.pretrain.watch.monitors import undisturbed
+from vitembed.pretrain.watch.progress import RunLog
 from vitembed.workspace import find_workspace
 
 TINY = [
@@ -166,7 +166,7 @@ def test_a_resumed_run_finds_the_same_best_and_tells_the_whole_story(folder, tmp
 
 def keep_first_save(patch, *, at):
     """Save at one step only."""
-    from vitembed.pretrain.saving import Saver
+    from vitembed.pretrain.keep.saving import Saver
 
     end = Saver.on_train_batch_end
 

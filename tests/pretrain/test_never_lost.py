@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 
 import vitembed
 from vitembed.errors import ConfigError, TrainingError
-from vitembed.pretrain import checkpoint_io
-from vitembed.pretrain.checkpoint_io import find_checkpoint, read_checkpoint, write_checkpoint
+from vitembed.pretrain.keep import checkpoint_io
+from vitembed.pretrain.keep.checkpoint_io import find_checkpoint, read_checkpoint, write_checkpoint
 from vitembed.workspace import find_workspace
 
 STEPS = 24
@@ -53,9 +53,10 @@ import json, os, pathlib, random, signal, sys, time
 import vitembed
 from vitembed._torchvision import import_torchvision
 import_torchvision()
-import vitembed.pretrain.fit, vitembed.pretrain.report
+import vitembed.pretrain.fit, vitembed.pretrain.watch.report
 import vitembed.images.cache, vitembed.model.checkpoint
-from vitembed.pretrain import checkpoint_io, run
+from vitembed.pretrain import run
+from vitembed.pretrain.keep import checkpoint_io
 from vitembed.workspace import find_workspace
 
 folder, work, places, settings = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), sys.argv[4:]
@@ -302,9 +303,9 @@ def test_no_room_for_metrics_pictures_and_report_ends_no_run(folder, whole, tmp_
         raise OSError(28, os.strerror(28))
 
     monkeypatch.setattr(Image.Image, "save", refuse)
-    monkeypatch.setattr("vitembed.pretrain.report.render", refuse)
-    monkeypatch.setattr("vitembed.pretrain.metrics_file.append_line", refuse)
-    monkeypatch.setattr("vitembed.pretrain.best.save_model", refuse)
+    monkeypatch.setattr("vitembed.pretrain.watch.report.render", refuse)
+    monkeypatch.setattr("vitembed.pretrain.watch.metrics_file.append_line", refuse)
+    monkeypatch.setattr("vitembed.pretrain.watch.best.save_model", refuse)
     result = run(folder, tmp_path / "work")
     assert result.completed
     assert weights(result) == weights(whole)

@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 
 import vitembed
 from vitembed.errors import DataError, TrainingError
-from vitembed.pretrain import nonfinite
-from vitembed.pretrain.checkpoint_io import read_checkpoint
+from vitembed.pretrain.keep import nonfinite
+from vitembed.pretrain.keep.checkpoint_io import read_checkpoint
+from vitembed.pretrain.keep.replay import replay
 from vitembed.pretrain.module import PretrainModule
 from vitembed.pretrain.objective import MaskedViews
-from vitembed.pretrain.replay import replay
 from vitembed.workspace import find_workspace
 
 BAD_STEP = 4  # as in metrics.jsonl: the first step is 1

@@ -9,8 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from vitembed.config import ObjectiveConfig, ViTConfig, preset
 from vitembed.model.vit import VisionTransformer
 from vitembed.pretrain.module import parameter_groups
-from vitembed.pretrain.monitors import rankme, view_retrieval
 from vitembed.pretrain.objective import MaskedViews
+from vitembed.pretrain.watch.monitors import rankme, view_retrieval
 
 CONFIG = ViTConfig(img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2)
 
@@ -150,10 +150,16 @@ def test_the_patches_of_one_view_only_are_predicted_when_asked():
 
 
 def test_terms_add_up_to_the_loss():
-    module = objective(align_weight=0.5, spread_weight=2.0, patch_weight=0.25)
+    module = objective(align_weight=0.5, spread_weight=2.0, contrast_weight=0.3, patch_weight=0.25)
     output = module(torch.randn(2, 8, 3, 32, 32), torch.Generator())
     terms = output.terms
-    expected = 0.5 * terms["align"] - 2.0 * terms["spread"] + 0.25 * terms["patch"]
+    expected = 0.5 * terms["align"] - 2.0 * terms["spread"] + 0.3 * terms["info_nce"] + 0.25 * terms["patch"]
+    torch.testing.assert_close(output.loss.detach(), expected)
+    module = objective(spread="visreg", align_weight=0.4, spread_weight=0.6, contrast_weight=0.1, patch_weight=0.0)
+    output = module(torch.randn(2, 8, 3, 32, 32), torch.Generator())
+    terms = output.terms
+    apart = terms["center"] + terms["scale"] + terms["shape"]
+    expected = 0.4 * terms["align"] + 0.6 * apart + 0.1 * terms["info_nce"]
     torch.testing.assert_close(output.loss.detach(), expected)
 
 

@@ -12,7 +12,7 @@ from vitembed.images.cache import ImageCache
 from vitembed.images.preprocess import Preprocess
 from vitembed.images.source import ImageRef
 from vitembed.model.vit import VisionTransformer
-from vitembed.pretrain.pool import Encode, Pool
+from vitembed.pretrain.watch.pool import Encode, Pool
 
 
 def photo(width, height, seed):

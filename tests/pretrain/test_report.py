@@ -14,15 +14,15 @@ from vitembed.config import ObjectiveConfig, PretrainConfig
 from vitembed.errors import BadImage
 from vitembed.images.cache import ImageCache
 from vitembed.images.source import ImageRef
-from vitembed.pretrain.alarms import Alarm
-from vitembed.pretrain.best import Best
-from vitembed.pretrain.curves import MAX_POINTS, Curve, axis, binned, draw
-from vitembed.pretrain.dataset_summary import summarise
-from vitembed.pretrain.event_files import refuse_without_tensorboard
-from vitembed.pretrain.figures import NAMES
-from vitembed.pretrain.history import Context
-from vitembed.pretrain.report_html import Page, Sheet, render
-from vitembed.pretrain.verdict import Verdict, judge
+from vitembed.pretrain.watch.alarms import Alarm
+from vitembed.pretrain.watch.best import Best
+from vitembed.pretrain.watch.curves import MAX_POINTS, Curve, axis, binned, draw
+from vitembed.pretrain.watch.dataset_summary import summarise
+from vitembed.pretrain.watch.event_files import refuse_without_tensorboard
+from vitembed.pretrain.watch.figures import NAMES
+from vitembed.pretrain.watch.history import Context
+from vitembed.pretrain.watch.report_html import Page, Sheet, render
+from vitembed.pretrain.watch.verdict import Verdict, judge
 
 _VOID = {"meta", "img", "line", "circle", "polyline", "br"}
 
@@ -202,7 +202,7 @@ def test_the_data_are_summed_up(tmp_path):
 
 
 def test_every_score_has_a_name_and_a_meaning():
-    from vitembed.pretrain.report_page import _MEANINGS
+    from vitembed.pretrain.watch.report_page import _MEANINGS
 
     assert set(NAMES) == set(_MEANINGS)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from vitembed.pretrain.scores import mean_cosine, rankme, standard_error, view_retrieval
+from vitembed.pretrain.watch.scores import mean_cosine, rankme, standard_error, view_retrieval
 
 
 def vectors(n, d, seed=0):

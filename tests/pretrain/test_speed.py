@@ -161,7 +161,7 @@ def test_an_image_that_vanishes_stops_the_run_and_the_same_command_goes_on(folde
     run_dir = tmp_path / "work" / ".vitembed" / "runs" / "torn"
     steps = len((run_dir / "metrics.jsonl").read_text().splitlines())
     assert 0 < steps < 12
-    from vitembed.pretrain.checkpoint_io import find_checkpoint, read_checkpoint
+    from vitembed.pretrain.keep.checkpoint_io import find_checkpoint, read_checkpoint
 
     assert read_checkpoint(find_checkpoint(run_dir))["global_step"] == steps  # saved although no save was due
     victim.write_bytes(content)

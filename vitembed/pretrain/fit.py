@@ -23,25 +23,25 @@ from vitembed.images.cache import ImageCache  # noqa: E402
 from vitembed.images.preprocess import Preprocess  # noqa: E402
 from vitembed.model.checkpoint import SavedModel  # noqa: E402
 from vitembed.model.vit import VisionTransformer  # noqa: E402
-from vitembed.pretrain.adapt import Adaptation, Adapting  # noqa: E402
-from vitembed.pretrain.agree import Agreement, SharedClock  # noqa: E402
-from vitembed.pretrain.alarms import Alarms  # noqa: E402
 from vitembed.pretrain.batches import BatchStream  # noqa: E402
-from vitembed.pretrain.checkpoint_io import SafeCheckpointIO, read_checkpoint  # noqa: E402
-from vitembed.pretrain.facts import RunFacts  # noqa: E402
-from vitembed.pretrain.frozen import Decision, FrozenGuard, conclude, parentage  # noqa: E402
+from vitembed.pretrain.keep.checkpoint_io import SafeCheckpointIO, read_checkpoint  # noqa: E402
+from vitembed.pretrain.keep.nonfinite import Guard  # noqa: E402
+from vitembed.pretrain.keep.saving import Saver, SaveState  # noqa: E402
+from vitembed.pretrain.many.agree import Agreement, SharedClock  # noqa: E402
+from vitembed.pretrain.many.processes import Share  # noqa: E402
+from vitembed.pretrain.many.strategies import cluster_of, strategy_of  # noqa: E402
 from vitembed.pretrain.memory import memory_explained  # noqa: E402
-from vitembed.pretrain.metrics_file import last_metrics, numbers  # noqa: E402
 from vitembed.pretrain.module import PretrainModule  # noqa: E402
-from vitembed.pretrain.monitors import Monitors  # noqa: E402
-from vitembed.pretrain.nonfinite import Guard  # noqa: E402
-from vitembed.pretrain.processes import Share  # noqa: E402
-from vitembed.pretrain.progress import RunLog  # noqa: E402
-from vitembed.pretrain.report import Report  # noqa: E402
-from vitembed.pretrain.saving import Saver, SaveState  # noqa: E402
+from vitembed.pretrain.onward.adapt import Adaptation, Adapting  # noqa: E402
+from vitembed.pretrain.onward.frozen import Decision, FrozenGuard, conclude, parentage  # noqa: E402
 from vitembed.pretrain.schedule import Clock, total_steps  # noqa: E402
 from vitembed.pretrain.speed import matmul_precision, prepare_speed  # noqa: E402
-from vitembed.pretrain.strategies import cluster_of, strategy_of  # noqa: E402
+from vitembed.pretrain.watch.alarms import Alarms  # noqa: E402
+from vitembed.pretrain.watch.facts import RunFacts  # noqa: E402
+from vitembed.pretrain.watch.metrics_file import last_metrics, numbers  # noqa: E402
+from vitembed.pretrain.watch.monitors import Monitors  # noqa: E402
+from vitembed.pretrain.watch.progress import RunLog  # noqa: E402
+from vitembed.pretrain.watch.report import Report  # noqa: E402
 
 log = logging.getLogger("vitembed")
 

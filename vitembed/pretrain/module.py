@@ -14,15 +14,15 @@ from vitembed.images.augment import random_views
 from vitembed.images.preprocess import Preprocess
 from vitembed.model.vit import VisionTransformer
 from vitembed.pretrain.batches import ImageBatch
-from vitembed.pretrain.lora import merge_lora
-from vitembed.pretrain.nonfinite import Guard
+from vitembed.pretrain.keep.nonfinite import Guard
 from vitembed.pretrain.objective import MaskedViews, ObjectiveOutput
+from vitembed.pretrain.onward.lora import merge_lora
 from vitembed.pretrain.schedule import Clock, lr_factor, scaled_lr, scaled_weight_decay
 from vitembed.pretrain.seeding import seed_step
 from vitembed.pretrain.teacher import Ema, average_momentum, teacher_momentum
 
 if TYPE_CHECKING:
-    from vitembed.pretrain.adapt import Adaptation
+    from vitembed.pretrain.onward.adapt import Adaptation
 
 
 class PretrainModule(pl.LightningModule):

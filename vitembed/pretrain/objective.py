@@ -17,7 +17,6 @@ from vitembed.config import ObjectiveConfig
 from vitembed.model.patches import patchify
 from vitembed.model.vit import Tokens, VisionTransformer
 from vitembed.pretrain.decoder import Decoder
-from vitembed.pretrain.gather import SyncedBatchNorm1d, gather_batch, sync_batch_norms
 from vitembed.pretrain.losses import (
     alignment_loss,
     centre_alignment,
@@ -29,6 +28,7 @@ from vitembed.pretrain.losses import (
     reconstruction_loss,
     visreg,
 )
+from vitembed.pretrain.many.gather import SyncedBatchNorm1d, gather_batch, sync_batch_norms
 from vitembed.pretrain.masking import Mask, random_mask
 from vitembed.pretrain.teacher import Ema
 
@@ -196,23 +196,30 @@ class MaskedViews(nn.Module):
         """
         config = self.config
         goal = z[:num_global] if target is None else target
+        terms: dict[str, Tensor] = {}
+        if config.spread == "info_nce" or config.contrast_weight > 0:
+            terms["info_nce"] = info_nce(z, config.temperature, goal)
         if config.spread == "info_nce":
-            contrast = info_nce(z, config.temperature, goal)
-            return config.spread_weight * contrast, {"info_nce": contrast}
+            return config.spread_weight * terms["info_nce"], terms
         if config.spread == "visreg":
             align = centre_alignment(z, goal)
             directions = torch.randn(z.shape[-1], config.visreg_slices, generator=generator, device=z.device)
             directions = F.normalize(directions, dim=0)
             moments = [visreg(view, directions) for view in z]  # the local views too, as in the paper
-            terms = {
+            apart = {
                 name: torch.stack([getattr(moment, name) for moment in moments]).mean()
                 for name in ("center", "scale", "shape")
             }
-            loss = config.align_weight * align + config.spread_weight * torch.stack([*terms.values()]).sum()
-            return loss, {"align": align, **terms}
-        align = alignment_loss(z, goal)
-        spread = torch.stack([coding_rate(view, config.coding_rate_eps) for view in z[:num_global]]).mean()
-        return config.align_weight * align - config.spread_weight * spread, {"align": align, "spread": spread}
+            terms |= {"align": align, **apart}
+            loss = config.align_weight * align + config.spread_weight * torch.stack([*apart.values()]).sum()
+        else:
+            align = alignment_loss(z, goal)
+            spread = torch.stack([coding_rate(view, config.coding_rate_eps) for view in z[:num_global]]).mean()
+            terms |= {"align": align, "spread": spread}
+            loss = config.align_weight * align - config.spread_weight * spread
+        if config.contrast_weight > 0:
+            loss = loss + config.contrast_weight * terms["info_nce"]
+        return loss, terms
 
     def patch_loss(
         self, tokens: Tokens, pixels: Float[Tensor, "b c h w"], mask: Mask, teacher: Tokens | None, *, count: int

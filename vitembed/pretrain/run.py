@@ -19,12 +19,8 @@ from vitembed.images.cache_place import choose_place, open_cache
 from vitembed.images.preprocess import Preprocess
 from vitembed.images.source import ImageListing, ImageRef, find_images
 from vitembed.lock import exclusive
-from vitembed.pretrain.event_files import refuse_without_tensorboard
-from vitembed.pretrain.files import BEST_DIR, LOCK_FILE, REPORT_FILE, RUN_FILE
-from vitembed.pretrain.follow import train_by_plan
-from vitembed.pretrain.parent import continued_config, read_parent, refuse_own_place, refuse_without_parent
-from vitembed.pretrain.processes import Follower, Process, Share, Team, current_process, num_processes, team_of
-from vitembed.pretrain.run_folder import (
+from vitembed.pretrain.keep.files import BEST_DIR, LOCK_FILE, REPORT_FILE, RUN_FILE
+from vitembed.pretrain.keep.run_folder import (
     batch_of_interrupted,
     data_key,
     export_to,
@@ -33,7 +29,11 @@ from vitembed.pretrain.run_folder import (
     sweep,
     write_state,
 )
-from vitembed.pretrain.status import DecodeBar
+from vitembed.pretrain.many.follow import train_by_plan
+from vitembed.pretrain.many.processes import Follower, Process, Share, Team, current_process, num_processes, team_of
+from vitembed.pretrain.onward.parent import continued_config, read_parent, refuse_own_place, refuse_without_parent
+from vitembed.pretrain.watch.event_files import refuse_without_tensorboard
+from vitembed.pretrain.watch.status import DecodeBar
 from vitembed.recipes import load_config
 from vitembed.workspace import Workspace, find_workspace
 
@@ -223,7 +223,7 @@ def _run(
 
     checkpoint: Path | None = None
     if resume == "resume":
-        from vitembed.pretrain.checkpoint_io import find_checkpoint
+        from vitembed.pretrain.keep.checkpoint_io import find_checkpoint
 
         checkpoint = find_checkpoint(run_dir)
     cache, place = _decode(listing.refs, config, workspace, progress, alone=devices * num_nodes == 1)
@@ -239,9 +239,9 @@ def _run(
 
     # Only now: torch and Lightning take seconds to import, which count towards the budget but delay no error above.
     from vitembed.model.checkpoint import save_model
-    from vitembed.pretrain.facts import gather_facts
     from vitembed.pretrain.fit import fit
-    from vitembed.pretrain.frozen import save_continued
+    from vitembed.pretrain.onward.frozen import save_continued
+    from vitembed.pretrain.watch.facts import gather_facts
 
     plan |= {"config": to_dict(config), "data_key": data_key(listing.refs), "cache": place}
     plan |= {"checkpoint": None if checkpoint is None else checkpoint.name, "devices": devices, "num_nodes": num_nodes}

@@ -43,7 +43,7 @@ def workers(plan: dict[str, Any], run_dir: Path, count: int) -> Iterator[None]:
     over = threading.Event()
     try:
         for rank in range(1, count):
-            command = [sys.executable, "-m", "vitembed.pretrain.worker", str(run_dir / PLAN_FILE)]
+            command = [sys.executable, "-m", "vitembed.pretrain.many.worker", str(run_dir / PLAN_FILE)]
             # The pipe is never written to: its end tells the child that this process is gone, however it went.
             child = subprocess.Popen(command, stdin=subprocess.PIPE, env={**os.environ, "LOCAL_RANK": str(rank)})
             children.append(child)

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from vitembed.pretrain.best import Best, Look, merit
-from vitembed.pretrain.figures import NAMES, show_score
-from vitembed.pretrain.history import Context
-from vitembed.pretrain.scores import standard_error
+from vitembed.pretrain.watch.best import Best, Look, merit
+from vitembed.pretrain.watch.figures import NAMES, show_score
+from vitembed.pretrain.watch.history import Context
+from vitembed.pretrain.watch.scores import standard_error
 
 Tone = Literal["good", "unsure", "bad"]
 

@@ -16,8 +16,8 @@ from vitembed.atomic import atomic_path
 from vitembed.config import PretrainConfig, to_dict
 from vitembed.errors import ConfigError, TrainingError, printable
 from vitembed.images.source import ImageRef
-from vitembed.pretrain.disk import is_disk_full
-from vitembed.pretrain.files import CHECKPOINT_FILE, LEFTOVERS, PREVIOUS_FILE, RUN_FILE
+from vitembed.pretrain.keep.disk import is_disk_full
+from vitembed.pretrain.keep.files import CHECKPOINT_FILE, LEFTOVERS, PREVIOUS_FILE, RUN_FILE
 from vitembed.recipes import differences
 
 # Settings that change how a run is carried out, not what comes out of it: they may differ when it is resumed.

@@ -16,7 +16,7 @@ from vitembed.errors import DataError, printable
 from vitembed.images.cache import ImageCache
 from vitembed.images.preprocess import Preprocess
 from vitembed.images.source import ImageRef
-from vitembed.pretrain.pool import Encode, Pool
+from vitembed.pretrain.watch.pool import Encode, Pool
 from vitembed.probe.labels import read_labelled
 from vitembed.probe.split import SPLIT_NAMES, given_split, stratified_split
 

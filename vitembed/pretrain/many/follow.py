@@ -13,9 +13,9 @@ from vitembed.errors import DataError
 from vitembed.images.cache import ImageCache
 from vitembed.images.cache_place import open_cache
 from vitembed.images.source import ImageRef, find_images
-from vitembed.pretrain.parent import read_parent
-from vitembed.pretrain.processes import Process, Share
-from vitembed.pretrain.run_folder import data_key
+from vitembed.pretrain.keep.run_folder import data_key
+from vitembed.pretrain.many.processes import Process, Share
+from vitembed.pretrain.onward.parent import read_parent
 from vitembed.recipes import config_from_dict
 from vitembed.workspace import Workspace
 

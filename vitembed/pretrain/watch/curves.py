@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vitembed.pretrain.safe_text import safe
+from vitembed.pretrain.watch.safe_text import safe
 
 WIDTH, HEIGHT = 360, 170
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 10, 22

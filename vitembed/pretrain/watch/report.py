@@ -10,16 +10,16 @@ import pytorch_lightning as pl
 from vitembed.atomic import atomic_path
 from vitembed.config import PretrainConfig
 from vitembed.images.cache import ImageCache
-from vitembed.pretrain.alarms import Alarms
-from vitembed.pretrain.dataset_summary import summarise
-from vitembed.pretrain.disk import spared
-from vitembed.pretrain.facts import RunFacts
-from vitembed.pretrain.files import REPORT_FILE
-from vitembed.pretrain.metrics_file import training_lines
+from vitembed.pretrain.keep.disk import spared
+from vitembed.pretrain.keep.files import REPORT_FILE
 from vitembed.pretrain.module import PretrainModule
-from vitembed.pretrain.monitors import Monitors
-from vitembed.pretrain.report_html import render
-from vitembed.pretrain.report_page import RunPage
+from vitembed.pretrain.watch.alarms import Alarms
+from vitembed.pretrain.watch.dataset_summary import summarise
+from vitembed.pretrain.watch.facts import RunFacts
+from vitembed.pretrain.watch.metrics_file import training_lines
+from vitembed.pretrain.watch.monitors import Monitors
+from vitembed.pretrain.watch.report_html import render
+from vitembed.pretrain.watch.report_page import RunPage
 
 
 class Report(pl.Callback):

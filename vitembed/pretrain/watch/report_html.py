@@ -10,10 +10,10 @@ from pathlib import Path
 
 from PIL import Image, features
 
-from vitembed.pretrain.alarms import Alarm
-from vitembed.pretrain.curves import Curve, draw
-from vitembed.pretrain.safe_text import safe
-from vitembed.pretrain.verdict import Verdict
+from vitembed.pretrain.watch.alarms import Alarm
+from vitembed.pretrain.watch.curves import Curve, draw
+from vitembed.pretrain.watch.safe_text import safe
+from vitembed.pretrain.watch.verdict import Verdict
 
 _NUM_PATHS = 50
 """Files that are listed for each reason."""

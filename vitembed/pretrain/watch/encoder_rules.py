@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
-from vitembed.pretrain.history import Context, History
-from vitembed.pretrain.scores import standard_error
+from vitembed.pretrain.watch.history import Context, History
+from vitembed.pretrain.watch.scores import standard_error
 
 MIN_POOL = 32
 """With fewer images retrieval and rank say too little."""

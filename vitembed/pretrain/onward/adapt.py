@@ -17,9 +17,9 @@ from vitembed.images.preprocess import Preprocess
 from vitembed.model.checkpoint import SavedModel
 from vitembed.model.patches import resample_pos_embed
 from vitembed.model.vit import VisionTransformer
-from vitembed.pretrain.lora import add_lora
 from vitembed.pretrain.module import PretrainModule
 from vitembed.pretrain.objective import ObjectiveOutput
+from vitembed.pretrain.onward.lora import add_lora
 
 MIN_WARMUP_STEPS = 20
 """A head that is warmed for fewer steps is as good as random; half of the run at most."""

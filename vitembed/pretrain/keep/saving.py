@@ -14,10 +14,10 @@ from typing import Any
 import pytorch_lightning as pl
 
 from vitembed.errors import DataError, FailedElsewhere, TrainingError, VitembedError, printable
-from vitembed.pretrain.agree import Agreement, Wishes
-from vitembed.pretrain.checkpoint_io import SafeCheckpointIO
-from vitembed.pretrain.disk import is_disk_full
-from vitembed.pretrain.files import CHECKPOINT_FILE
+from vitembed.pretrain.keep.checkpoint_io import SafeCheckpointIO
+from vitembed.pretrain.keep.disk import is_disk_full
+from vitembed.pretrain.keep.files import CHECKPOINT_FILE
+from vitembed.pretrain.many.agree import Agreement, Wishes
 from vitembed.pretrain.module import PretrainModule
 
 log = logging.getLogger("vitembed")

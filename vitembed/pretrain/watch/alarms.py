@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from vitembed.pretrain import encoder_rules, training_rules
-from vitembed.pretrain.history import Context, History
-from vitembed.pretrain.metrics_file import Line
+from vitembed.pretrain.watch import encoder_rules, training_rules
+from vitembed.pretrain.watch.history import Context, History
+from vitembed.pretrain.watch.metrics_file import Line
 
 REARM_SHARE = 0.1
 """Share of the run after which an alarm that had gone may sound again."""

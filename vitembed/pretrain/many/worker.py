@@ -1,4 +1,4 @@
-"""A process that trains beside the first one on this machine; started by it as ``python -m vitembed.pretrain.worker``.
+"""A process that trains beside the first one on this machine: ``python -m vitembed.pretrain.many.worker PLAN``.
 
 Ends when the first process ends, however that came about.
 """
@@ -21,7 +21,7 @@ def main(plan_file: str) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the first process decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
     logging.basicConfig(level=logging.ERROR, format="%(message)s")
-    from vitembed.pretrain.follow import train_by_plan
+    from vitembed.pretrain.many.follow import train_by_plan
 
     try:
         train_by_plan(json.loads(Path(plan_file).read_text(encoding="utf-8")))

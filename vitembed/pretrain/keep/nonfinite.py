@@ -22,8 +22,8 @@ from vitembed import __version__
 from vitembed.config import to_dict
 from vitembed.errors import FailedElsewhere, TrainingError, printable
 from vitembed.pretrain.batches import ImageBatch
-from vitembed.pretrain.disk import spared
-from vitembed.pretrain.files import NONFINITE_PREFIX
+from vitembed.pretrain.keep.disk import spared
+from vitembed.pretrain.keep.files import NONFINITE_PREFIX
 
 if TYPE_CHECKING:
     from vitembed.pretrain.module import PretrainModule
@@ -124,7 +124,7 @@ class Guard:
         else:
             step_text = f"at step {step + 1}"
         half = ", or set trainer.precision=32-true" if "16" in str(module.trainer.precision) else ""
-        kept = f" Its batch is kept for vitembed.pretrain.replay: {printable(path)}." if path is not None else ""
+        kept = f" Its batch is kept for vitembed.pretrain.keep.replay: {printable(path)}." if path is not None else ""
         return TrainingError(
             f"{what} {step_text}: the run stops and the last good state is kept.{kept} Lower optim.base_lr or "
             f"optim.grad_clip{half}, and start again with --fresh"

@@ -14,7 +14,7 @@ from vitembed.errors import BadImage
 from vitembed.images.cache import ImageCache
 from vitembed.images.preprocess import Preprocess
 from vitembed.images.source import ImageRef
-from vitembed.pretrain.labelled import LabelledPool, find_labels
+from vitembed.pretrain.watch.labelled import LabelledPool, find_labels
 
 log = logging.getLogger("vitembed")
 

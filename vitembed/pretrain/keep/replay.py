@@ -3,7 +3,7 @@
 ``vitembed pretrain`` leaves ``nonfinite-STEP.json`` and ``.safetensors`` in the run folder: the batch as uint8 images,
 all weights as they were before the step, seed, step and settings. To look at it::
 
-    from vitembed.pretrain.replay import replay
+    from vitembed.pretrain.keep.replay import replay
 
     step = replay(".vitembed/runs/model/nonfinite-0001234.json")
     step.loss, step.terms, step.grad_norm      # the same numbers again
@@ -31,10 +31,10 @@ from vitembed.device import resolve_device  # noqa: E402
 from vitembed.errors import ConfigError, DataError, printable  # noqa: E402
 from vitembed.model.checkpoint import SavedModel  # noqa: E402
 from vitembed.model.vit import VisionTransformer  # noqa: E402
-from vitembed.pretrain.adapt import Adaptation  # noqa: E402
 from vitembed.pretrain.batches import ImageBatch  # noqa: E402
+from vitembed.pretrain.keep.nonfinite import STATE_PREFIX, unshared  # noqa: E402
 from vitembed.pretrain.module import PretrainModule  # noqa: E402
-from vitembed.pretrain.nonfinite import STATE_PREFIX, unshared  # noqa: E402
+from vitembed.pretrain.onward.adapt import Adaptation  # noqa: E402
 from vitembed.pretrain.schedule import Clock  # noqa: E402
 from vitembed.recipes import config_from_dict  # noqa: E402
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from vitembed.pretrain.history import Context, History
+from vitembed.pretrain.watch.history import Context, History
 
 WAIT_SECONDS = 30.0
 """How long a run must wait for images before it is said."""

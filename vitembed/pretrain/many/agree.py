@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from vitembed.pretrain.gather import is_distributed
+from vitembed.pretrain.many.gather import is_distributed
 from vitembed.pretrain.schedule import Clock
 
 _ASK_SECONDS = 1.0

@@ -10,8 +10,8 @@ from PIL import Image
 
 from vitembed.config import MonitorConfig
 from vitembed.errors import ConfigError
-from vitembed.pretrain.files import EVENTS_DIR, PICTURES_DIR
-from vitembed.pretrain.metrics_file import Line, numbers
+from vitembed.pretrain.keep.files import EVENTS_DIR, PICTURES_DIR
+from vitembed.pretrain.watch.metrics_file import Line, numbers
 
 _X = ("step", "progress", "elapsed_seconds", "monitor_step")
 _GROUPS = {

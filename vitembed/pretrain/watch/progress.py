@@ -11,12 +11,12 @@ import pytorch_lightning as pl
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from vitembed.pretrain.alarms import Alarms
-from vitembed.pretrain.event_files import EventFiles
-from vitembed.pretrain.gradient import GradientWatch
-from vitembed.pretrain.metrics_file import Line, append_metrics, forget_after
 from vitembed.pretrain.module import PretrainModule
-from vitembed.pretrain.monitors import Monitors
+from vitembed.pretrain.watch.alarms import Alarms
+from vitembed.pretrain.watch.event_files import EventFiles
+from vitembed.pretrain.watch.gradient import GradientWatch
+from vitembed.pretrain.watch.metrics_file import Line, append_metrics, forget_after
+from vitembed.pretrain.watch.monitors import Monitors
 
 log = logging.getLogger("vitembed")
 _LINE_SECONDS = 30.0

@@ -20,15 +20,15 @@ from vitembed.config import PretrainConfig
 from vitembed.images.cache import ImageCache
 from vitembed.images.preprocess import Preprocess
 from vitembed.model.vit import VisionTransformer
-from vitembed.pretrain.best import Best, Look
-from vitembed.pretrain.disk import spared
-from vitembed.pretrain.files import BEST_DIR, PICTURES_DIR
-from vitembed.pretrain.history import Context
-from vitembed.pretrain.labelled import LabelledPool
+from vitembed.pretrain.keep.disk import spared
+from vitembed.pretrain.keep.files import BEST_DIR, PICTURES_DIR
 from vitembed.pretrain.module import PretrainModule
-from vitembed.pretrain.pool import Encode, Pool
-from vitembed.pretrain.scores import mean_cosine, rankme, view_retrieval
-from vitembed.pretrain.sheets import neighbour_sheet, reconstruction_sheet
+from vitembed.pretrain.watch.best import Best, Look
+from vitembed.pretrain.watch.history import Context
+from vitembed.pretrain.watch.labelled import LabelledPool
+from vitembed.pretrain.watch.pool import Encode, Pool
+from vitembed.pretrain.watch.scores import mean_cosine, rankme, view_retrieval
+from vitembed.pretrain.watch.sheets import neighbour_sheet, reconstruction_sheet
 
 _NUM_RECONSTRUCTED = 8
 

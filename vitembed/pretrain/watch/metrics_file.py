@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from vitembed.atomic import atomic_path
-from vitembed.pretrain.disk import append_line, spared
-from vitembed.pretrain.files import METRICS_FILE
+from vitembed.pretrain.keep.disk import append_line, spared
+from vitembed.pretrain.keep.files import METRICS_FILE
 
 Line = dict[str, Any]
 """``step``, ``progress``, ``elapsed_seconds``, ``images_per_second``, ``data_wait_share``, ``lr``, ``loss``, each term

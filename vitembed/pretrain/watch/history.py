@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vitembed.config import PretrainConfig
-from vitembed.pretrain.metrics_file import Line, numbers
+from vitembed.pretrain.watch.metrics_file import Line, numbers
 
 
 @dataclass(frozen=True)

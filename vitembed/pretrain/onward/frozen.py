@@ -14,9 +14,9 @@ import pytorch_lightning as pl
 from vitembed.config import AdaptConfig
 from vitembed.model.checkpoint import SavedModel, save_model
 from vitembed.model.vit import VisionTransformer
-from vitembed.pretrain.best import Best, Look, judged_by, merit
-from vitembed.pretrain.metrics_file import append_metrics
 from vitembed.pretrain.module import PretrainModule
+from vitembed.pretrain.watch.best import Best, Look, judged_by, merit
+from vitembed.pretrain.watch.metrics_file import append_metrics
 
 log = logging.getLogger("vitembed")
 

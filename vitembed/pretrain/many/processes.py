@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitembed.config import TrainerConfig
 from vitembed.errors import ConfigError, FailedElsewhere, TrainingError, VitembedError
-from vitembed.pretrain.launch import workers
+from vitembed.pretrain.many.launch import workers
 
 if TYPE_CHECKING:
     from torch.distributed import Store  # type: ignore[attr-defined]  # torch does not list it, but documents it

@@ -15,8 +15,8 @@ from lightning_fabric.plugins import TorchCheckpointIO
 
 from vitembed.atomic import fsync_directory
 from vitembed.errors import TrainingError, printable
-from vitembed.pretrain.disk import is_disk_full
-from vitembed.pretrain.files import CHECKPOINT_FILE, PREVIOUS_FILE
+from vitembed.pretrain.keep.disk import is_disk_full
+from vitembed.pretrain.keep.files import CHECKPOINT_FILE, PREVIOUS_FILE
 
 log = logging.getLogger("vitembed")
 

@@ -9,18 +9,18 @@ from typing import Any
 
 from vitembed import __version__
 from vitembed.config import PretrainConfig, to_dict
-from vitembed.pretrain.alarms import Alarm, Alarms
-from vitembed.pretrain.curves import Curve
-from vitembed.pretrain.dataset_summary import DataSummary
-from vitembed.pretrain.facts import RunFacts
-from vitembed.pretrain.figures import NAMES, SHARES, show_score
-from vitembed.pretrain.files import BEST_DIR, PICTURES_DIR
-from vitembed.pretrain.frozen import decide
-from vitembed.pretrain.metrics_file import Line
-from vitembed.pretrain.monitors import Monitors
-from vitembed.pretrain.progress import words_for
-from vitembed.pretrain.report_html import Page, Sheet
-from vitembed.pretrain.verdict import judge
+from vitembed.pretrain.keep.files import BEST_DIR, PICTURES_DIR
+from vitembed.pretrain.onward.frozen import decide
+from vitembed.pretrain.watch.alarms import Alarm, Alarms
+from vitembed.pretrain.watch.curves import Curve
+from vitembed.pretrain.watch.dataset_summary import DataSummary
+from vitembed.pretrain.watch.facts import RunFacts
+from vitembed.pretrain.watch.figures import NAMES, SHARES, show_score
+from vitembed.pretrain.watch.metrics_file import Line
+from vitembed.pretrain.watch.monitors import Monitors
+from vitembed.pretrain.watch.progress import words_for
+from vitembed.pretrain.watch.report_html import Page, Sheet
+from vitembed.pretrain.watch.verdict import judge
 
 _MEANINGS = {
     "knn": "how often the 20 nearest labelled images vote for the right class; higher is better",

@@ -1,0 +1,1 @@
+"""A run is never lost: saving, resuming, full disks, steps that are no number."""

@@ -1,0 +1,1 @@
+"""Going on from a trained model without losing it."""
