@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import statistics
 import subprocess
 import sys
@@ -108,7 +107,13 @@ def peak_memory(recipe: str, batch_size: int, settings: list[str], *, path: str)
 def peak(recipe: str, batch_size: int, settings: list[str]) -> None:
     """In a process of its own: print the growth in bytes."""
     torch.nn.Linear(8, 8)(torch.randn(8, 8)).sum().backward()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _high_water()
     step = make_step(settings, batch_size, recipe=recipe)
     step(), step()
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+    print(_high_water() - before)
+
+
+def _high_water() -> int:
+    """Most bytes that this process ever had in memory; ``ru_maxrss`` would begin at what its parent had."""
+    with open("/proc/self/status") as file:
+        return 1024 * next(int(line.split()[1]) for line in file if line.startswith("VmHWM:"))

@@ -58,7 +58,7 @@ def test_the_whole_step_costs_what_its_visible_tokens_cost(mask_ratio):
     "settings",
     [
         [],
-        ["objective.spread=info_nce"],
+        ["objective.spread=info_nce", "objective.contrast_weight=0"],
         ["objective.spread=visreg"],
         ["objective.teacher=true", "objective.patch_target=latent", "objective.num_local_views=2"],
     ],
