@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import shutil
 
@@ -9,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vitembed.config import ViTConfig
+from vitembed.config import ViTConfig, to_dict
 from vitembed.errors import ModelError
 from vitembed.images.preprocess import Preprocess
 from vitembed.model.checkpoint import fingerprint, read_model, save_model
@@ -37,6 +39,32 @@ def test_what_is_read_is_what_was_saved(tmp_path):
         assert torch.equal(saved.vit.state_dict()[name], tensor)
     assert saved.fingerprint == fingerprint(vit.state_dict(), CONFIG, saved.preprocess, "mean")
     assert sorted(path.name for path in directory.iterdir()) == ["config.json", "encoder.safetensors"]
+
+
+def test_an_encoder_with_a_convolutional_stem_comes_back_with_its_batch_statistics(tmp_path):
+    config = dataclasses.replace(CONFIG, stem="conv")
+    vit = VisionTransformer(config).train()
+    for _ in range(3):
+        vit(torch.rand(4, 3, 16, 16) * 5 + 1)  # moves the running statistics and their counter
+    pixels = torch.randn(2, 3, 16, 16)
+    saved = read_model(save_model(tmp_path / "m", vit, Preprocess(img_size=16)))
+    for name, tensor in vit.state_dict().items():
+        assert torch.equal(saved.vit.state_dict()[name], tensor)
+    with torch.no_grad():
+        torch.testing.assert_close(saved.vit(pixels).cls, vit.eval()(pixels).cls)
+    assert saved.fingerprint == fingerprint(vit.state_dict(), config, saved.preprocess, "cls")
+
+
+def test_a_plain_patch_embedding_has_the_fingerprint_from_before_there_were_stems():
+    vit = VisionTransformer(CONFIG)
+    architecture = {k: v for k, v in to_dict(CONFIG).items() if k not in ("drop_path_rate", "stem")}
+    digest = hashlib.sha256(json.dumps(architecture, sort_keys=True).encode())
+    digest.update(Preprocess(img_size=16).canonical().encode())
+    digest.update(b"cls")
+    for name, tensor in sorted(vit.state_dict().items()):
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().contiguous().numpy().tobytes())
+    assert fingerprint(vit.state_dict(), CONFIG, Preprocess(img_size=16), "cls") == digest.hexdigest()
 
 
 def test_the_fingerprint_changes_with_everything_that_changes_a_vector():

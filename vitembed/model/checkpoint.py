@@ -177,6 +177,7 @@ def _read_config(directory: Path) -> dict[str, Any]:
 
 def _check_weights(weights: Mapping[str, Tensor], vit: VisionTransformer, directory: Path) -> None:
     expected = {name: tuple(tensor.shape) for name, tensor in vit.state_dict().items()}
+    kinds = {name: tensor.dtype for name, tensor in vit.state_dict().items()}
     problems = [f"missing {name}" for name in expected if name not in weights]
     problems += [f"unknown {name}" for name in weights if name not in expected]
     problems += [
@@ -184,7 +185,7 @@ def _check_weights(weights: Mapping[str, Tensor], vit: VisionTransformer, direct
         for name, tensor in weights.items()
         if name in expected and tuple(tensor.shape) != expected[name]
     ]
-    problems += [f"{name} is {t.dtype}" for name, t in weights.items() if t.dtype != torch.float32]
+    problems += [f"{name} is {t.dtype}" for name, t in weights.items() if t.dtype != kinds.get(name, t.dtype)]
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise ModelError(f"{directory}: weights do not fit the config: {', '.join(problems[:3])}{more}")
