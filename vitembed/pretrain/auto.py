@@ -15,6 +15,7 @@ from vitembed.config import PretrainConfig
 from vitembed.device import resolve_device
 from vitembed.errors import BadImage
 from vitembed.images.decode import decode_image
+from vitembed.images.grey import is_grey
 from vitembed.images.source import ImageRef
 from vitembed.pretrain.memory import fitting_batch_size
 from vitembed.recipes import load_config
@@ -23,8 +24,6 @@ CPU_MINUTES = 10
 """Length of a run without a GPU when the user names none: a useful encoder before the coffee is cold."""
 MANY_IMAGES = 50_000
 """From here on the recipe for large sets is used on a GPU."""
-_GREY_LEVELS = 8
-"""Channels that differ by less (of 255, for 99 % of the pixels) are grey: JPEG rounds chroma."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +154,5 @@ def look_at(refs: Sequence[ImageRef], *, num_samples: int = 64) -> Look:
         except BadImage:
             continue
         sides.append(min(decoded.full_size))
-        pixels = np.asarray(decoded.image.resize((32, 32))).astype(np.int16)
-        spread = (pixels.max(axis=-1) - pixels.min(axis=-1)).ravel()
-        colours.append(bool(np.quantile(spread, 0.99) >= _GREY_LEVELS))
+        colours.append(not is_grey(np.asarray(decoded.image.resize((32, 32)))))
     return Look(side=round(statistics.median(sides)) if sides else 0, grey=bool(sides) and not any(colours))

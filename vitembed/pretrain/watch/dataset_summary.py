@@ -12,11 +12,10 @@ from PIL import Image
 
 from vitembed.errors import BadImage
 from vitembed.images.cache import ImageCache
+from vitembed.images.grey import is_grey
 
 NUM_SAMPLES = 200
 """Images whose headers and pixels are looked at, evenly spaced."""
-_GREY_LEVELS = 8
-"""Channels that differ by less (of 255, for 99 % of the pixels) are grey: JPEG rounds chroma."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +57,7 @@ def summarise(cache: ImageCache, bad: Sequence[BadImage]) -> DataSummary:
                 formats[str(image.format)] += 1
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
             continue  # it was readable when it was decoded; its size is not known, which is no reason to stop
-    pixels = np.asarray(cache.images[rows]).astype(np.int16)
-    spread = (pixels.max(axis=-1) - pixels.min(axis=-1)).reshape(len(rows), -1)
-    grey = np.quantile(spread, 0.99, axis=1) < _GREY_LEVELS
+    grey = [is_grey(np.asarray(cache.images[row])) for row in rows]
     by_reason = collections.defaultdict[str, list[str]](list)
     for problem in bad:
         by_reason[problem.reason].append(problem.path)
@@ -68,7 +65,7 @@ def summarise(cache: ImageCache, bad: Sequence[BadImage]) -> DataSummary:
         num_images=len(cache),
         sizes=_three(sizes) if sizes else None,
         num_sampled=len(rows),
-        grey_share=float(grey.mean()),
+        grey_share=float(np.mean(grey)),
         formats=formats.most_common(),
         bad=sorted(by_reason.items(), key=lambda item: (-len(item[1]), item[0])),
     )
