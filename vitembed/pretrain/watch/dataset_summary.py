@@ -57,7 +57,7 @@ def summarise(cache: ImageCache, bad: Sequence[BadImage]) -> DataSummary:
                 formats[str(image.format)] += 1
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
             continue  # it was readable when it was decoded; its size is not known, which is no reason to stop
-    grey = [is_grey(np.asarray(cache.images[row])) for row in rows]
+    grey = [is_grey(image) for image in np.asarray(cache.images[rows])]
     by_reason = collections.defaultdict[str, list[str]](list)
     for problem in bad:
         by_reason[problem.reason].append(problem.path)
