@@ -27,6 +27,7 @@ _LIBRARIES = {
     "pyarrow": "pyarrow",
     "scikit-learn": "sklearn",
     "safetensors": "safetensors",
+    "huggingface_hub": "huggingface_hub",
     "omegaconf": "omegaconf",
 }
 _FORMATS = {"JPEG": "jpg", "PNG": "zlib", "WebP": "webp", "AVIF": "avif", "TIFF (compressed)": "libtiff"}

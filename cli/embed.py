@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from .models import open_encoder
-from .options import VECTOR_SUFFIXES, Images, ModelOption, ReportOption, StrictOption, WorkspaceOption
+from .encoders import open_encoder
+from .options import VECTOR_SUFFIXES, Images, ModelOption, ReportOption, SpeedOption, StrictOption, WorkspaceOption
 from .output import duration, finish, progress_bar, say_facts, shown
 
 
@@ -29,6 +29,7 @@ def embed(
             help="The cls vector, the mean of the patches, or both side by side. [default: the model's]",
         ),
     ] = None,
+    speed: SpeedOption = None,
     strict: StrictOption = False,
     report: ReportOption = None,
     workspace: WorkspaceOption = None,
@@ -49,7 +50,7 @@ def embed(
     from vitembed.errors import BadImage
 
     start = perf_counter()
-    encoder = open_encoder(model, workspace, pool=pool)
+    encoder = open_encoder(model, workspace, pool=pool, speed=speed)
     with progress_bar("embedding") as advance:
         embeddings = encoder.embed(images, on_bad="skip", progress=advance)
     embeddings.save(output)

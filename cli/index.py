@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,20 +10,24 @@ import typer
 from vitembed.errors import DataError, VitembedError
 from vitembed.workspace import find_workspace
 
-from .models import open_encoder, recorded_model
-from .options import VECTOR_SUFFIXES, Images, ModelOption, ReportOption, StrictOption, WorkspaceOption
+from .encoders import model_or_public, open_encoder, recorded_model, recorded_speed
+from .options import VECTOR_SUFFIXES, Images, ModelOption, ReportOption, SpeedOption, StrictOption, WorkspaceOption
 from .output import duration, finish, progress_bar, say_facts, shown
 
 if TYPE_CHECKING:
     from vitembed.collection.collection import Collection
-    from vitembed.collection.update import UpdateReport
+    from vitembed.collection.update import UpdateProgress, UpdateReport
 
 
 def index(
     images: Images,
     model: ModelOption = None,
+    speed: SpeedOption = None,
     rebuild: Annotated[
         bool, typer.Option("--rebuild", help="Empty the index first, as after training a new model.")
+    ] = False,
+    float32: Annotated[
+        bool, typer.Option("--float32", help="Store vectors in full, in twice the space; for a new index.")
     ] = False,
     strict: StrictOption = False,
     report: ReportOption = None,
@@ -34,32 +37,43 @@ def index(
 
     The same command again updates: new and changed images are embedded, those gone from the folders are taken out, and
     what has not changed costs no more than a look at each file's size and time. In the place of images, one vector file
-    (npy, npz, parquet, csv, safetensors) is taken as it is.
+    (npy, npz, parquet, csv, safetensors) is taken as it is. Where no model was trained yet, the public dinov2-small is
+    used; the index remembers its model, and search then uses the same.
 
     \b
     Examples:
       vitembed index ./images
       vitembed index ./images ../more --report skipped.jsonl
+      vitembed index ./images --model dinov2-base
       vitembed index vectors.parquet
     """  # noqa: D301
     if len(images) == 1 and images[0].endswith(VECTOR_SUFFIXES):
-        _index_vectors(Path(images[0]), rebuild, workspace)
+        _index_vectors(Path(images[0]), rebuild, float32, workspace)
         return
     from vitembed.collection.collection import Collection
+    from vitembed.collection.finding.query_graph import keep_query_graph
 
-    encoder = open_encoder(model or _recorded(workspace, rebuild), workspace)
+    recorded, recorded_at = _recorded(workspace, rebuild)
+    encoder = open_encoder(model_or_public(model or recorded, workspace), workspace, speed=speed or recorded_at)
     place = find_workspace(workspace, create=True)
     meta = {
         "model": encoder.name,
-        "model_path": os.path.abspath(encoder.name),  # noqa: PTH100  # as the user wrote it, links and all
+        "model_path": encoder.reference,
         "pool": encoder.pool,
+        "speed": str(encoder.speed),
         "img_size": encoder.preprocess.img_size,
     }
     with Collection.create(
-        place.index_dir, fingerprint=encoder.fingerprint, dim=encoder.embed_dim, meta=meta, rebuild=rebuild
+        place.index_dir,
+        fingerprint=encoder.fingerprint,
+        dim=encoder.embed_dim,
+        meta=meta,
+        vector_type="float32" if float32 else None,
+        rebuild=rebuild,
     ) as collection:
         with progress_bar("embedding") as advance:
-            done = collection.update(encoder, images, progress=lambda now: advance(now.done, now.total))
+            done = collection.update(encoder, images, progress=lambda now: advance(now.done, now.total, _speed(now)))
+        keep_query_graph(place.index_dir, encoder)
         _say_report(collection, done)
         usable = done.added + done.changed + done.moved + done.unchanged + done.deleted > 0
         finish(done.bad, strict=strict and usable, report=report)
@@ -67,7 +81,7 @@ def index(
         raise DataError(f"no readable image in {', '.join(map(shown, images))}")
 
 
-def _index_vectors(file: Path, rebuild: bool, workspace: Path | None) -> None:
+def _index_vectors(file: Path, rebuild: bool, float32: bool, workspace: Path | None) -> None:
     from vitembed.collection.collection import Collection
     from vitembed.embeddings import Embeddings
 
@@ -78,23 +92,30 @@ def _index_vectors(file: Path, rebuild: bool, workspace: Path | None) -> None:
         fingerprint=embeddings.fingerprint,
         dim=embeddings.dim,
         meta=embeddings.meta,
+        vector_type="float32" if float32 else None,
         rebuild=rebuild,
     ) as collection:
         _say_report(collection, collection.update_from(embeddings))
 
 
-def _recorded(workspace: Path | None, rebuild: bool) -> str | None:
-    """The model that the index to be updated was made with."""
+def _recorded(workspace: Path | None, rebuild: bool) -> tuple[str | None, str]:
+    """The model that the index to be updated was made with, and at what speed."""
     from vitembed.collection.collection import Collection
 
     if rebuild:
-        return None
+        return None, "exact"
     try:
         place = find_workspace(workspace)
         with Collection.open(place.index_dir) as collection:
-            return recorded_model(collection.meta, place)
+            return recorded_model(collection.meta, place), recorded_speed(collection.meta)
     except VitembedError:  # none yet, or not readable: what follows says so
-        return None
+        return None, "exact"
+
+
+def _speed(now: UpdateProgress) -> str:
+    left = "" if now.eta_seconds is None else f", {duration(now.eta_seconds)} left"
+    slowest = "the model" if now.model_share >= 0.5 else "decoding"
+    return f"{now.images_per_second:.3g} images/s{left}, limited by {slowest}"
 
 
 def _say_report(collection: Collection, done: UpdateReport) -> None:

@@ -25,7 +25,21 @@ from .output import EXIT_INTERRUPTED, EXIT_MISTAKE, note
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 # In the order in which a user meets them: this is how --help lists them.
-COMMANDS = ("pretrain", "index", "search", "embed", "probe", "info", "configs", "doctor", "demo")
+COMMANDS = (
+    "pretrain",
+    "index",
+    "search",
+    "dupes",
+    "map",
+    "embed",
+    "export",
+    "probe",
+    "info",
+    "models",
+    "configs",
+    "doctor",
+    "demo",
+)
 
 
 class Command(TyperCommand):

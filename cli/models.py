@@ -1,51 +1,46 @@
-"""Which encoder a command means."""
+"""``vitembed models``: what ``--model`` can name."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from vitembed.errors import ModelError, VitembedError
-from vitembed.workspace import Workspace, find_workspace
-
-if TYPE_CHECKING:
-    from vitembed.model.encoder import Encoder
+from .options import JsonOption, WorkspaceOption
+from .output import note, say_json, say_table, shown
 
 
-def open_encoder(model: str | None, workspace: Path | None, *, pool: str | None = None) -> Encoder:
-    """The encoder named by ``--model``, else the one of the workspace.
+def models(json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
+    """List the public models and your own.
 
-    Raises:
-        VitembedError: If there is none, in the words of ``vitembed.load``.
-    """
-    if model is None:
-        try:
-            find_workspace(workspace)
-        except VitembedError as error:
-            raise ModelError(
-                f"no model yet: run vitembed pretrain first, or name one with --model ({error})"
-            ) from error
-    from vitembed.model.encoder import load
+    Public models are vision transformers that others trained. Weights are fetched once, on first use, into the Hugging
+    Face cache (HF_HOME); from then on they work offline. Beside these names, timm/NAME and ORG/NAME of the hub work,
+    and any of them with @REVISION. Mind the licences.
 
-    return load(model_path(model, workspace), pool=pool)
+    \b
+    Examples:
+      vitembed models
+      vitembed models --json
+      vitembed index ./images --model dinov2-base
+    """  # noqa: D301
+    from vitembed.model.listing import list_models
 
-
-def model_path(model: str | None, workspace: Path | None) -> str | None:
-    """What ``vitembed.load`` is to be given: it looks for names in the workspace around the current folder alone."""
-    if workspace is None or (model is not None and os.path.lexists(model)):
-        return model
-    place = find_workspace(workspace)
-    if model is None:
-        return os.fspath(place.model_dir)
-    named = place.dir / "models" / model
-    return os.fspath(named) if named.is_dir() else model
-
-
-def recorded_model(meta: Mapping[str, Any], workspace: Workspace) -> str | None:
-    """The model that an index was made with, unless that is the workspace's own or is gone."""
-    path = meta.get("model_path")
-    if not isinstance(path, str) or not Path(path).is_dir() or Path(path) == workspace.model_dir:
-        return None
-    return path
+    listed = list_models(workspace)
+    if json:
+        say_json([entry.to_dict() for entry in listed])
+        return
+    say_table(
+        ["name", "size", "dims", "patch", "input", "licence", "source", "on disk"],
+        [
+            (
+                entry.name,
+                f"{entry.num_params / 1e6:,.1f} M",
+                str(entry.embed_dim),
+                f"{entry.patch_size} px",
+                f"{entry.img_size} px",
+                (entry.licence or "yours") + (" (gated)" if entry.gated else ""),
+                entry.source if entry.hub_id else shown(entry.source),
+                "yes" if entry.on_disk else "-",
+            )
+            for entry in listed
+        ],
+        right=["size", "dims", "patch", "input"],
+    )
+    if any(entry.gated for entry in listed):
+        note("gated: accept the licence on the model's page at huggingface.co first, then log in with hf auth login")

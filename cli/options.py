@@ -20,7 +20,19 @@ Images = Annotated[
 ModelOption = Annotated[
     str | None,
     typer.Option(
-        "--model", metavar="MODEL", help="A model folder, or a --name of pretrain. [default: the workspace's]"
+        "--model",
+        metavar="MODEL",
+        help="A model folder, a --name of pretrain, a public name that vitembed models lists, timm/NAME or ORG/NAME of "
+        "the Hugging Face hub, or a weights file. [default: the workspace's]",
+    ),
+]
+SpeedOption = Annotated[
+    str | None,
+    typer.Option(
+        "--speed",
+        metavar="SPEED",
+        help="exact, half (16 bits), tome:R (each block merges its R most alike tokens) or half+tome:R. Vectors of "
+        "different speeds do not meet in one index. [default: exact; of an index: its own]",
     ),
 ]
 WorkspaceOption = Annotated[

@@ -39,14 +39,19 @@ def say(line: str) -> None:
     _to_stdout(line + "\n")
 
 
-def say_json(document: Any) -> None:
-    r"""One JSON document on stdout.
+def say_json(document: Any, *, indent: int | None = 2) -> None:
+    r"""One JSON document on stdout; without ``indent`` on one line.
 
     Bytes of a path that are no UTF-8 become lone surrogate escapes (``\udcff``), which Python's ``os.fsencode``
     turns back into the bytes; everything else is readable UTF-8.
     """
-    text = json.dumps(document, ensure_ascii=False, allow_nan=False, indent=2)
+    text = json.dumps(document, ensure_ascii=False, allow_nan=False, indent=indent)
     _to_stdout(_SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", text) + "\n")
+
+
+def say_paths(paths: Sequence[str], end: bytes = b"\n") -> None:
+    """Paths alone on stdout, in the very bytes that the file system has; for xargs -0 ``end`` is a NUL."""
+    _to_stdout(b"".join(os.fsencode(path) + end for path in paths))
 
 
 def say_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:
@@ -93,30 +98,31 @@ def stderr_console() -> Console:
 
 
 @contextmanager
-def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+def progress_bar(what: str) -> Iterator[Callable[..., None]]:
     """A bar on stderr while something goes on; in a pipe or a log file a line every half minute.
 
     Yields:
-        A function to be called with the number done and the total.
+        A function to be called with the number done, the total and, if there is more to say, a few words on it.
     """
     console = stderr_console()
     if not console.is_terminal:
         last = time.monotonic()
 
-        def report(done: int, total: int) -> None:
+        def report(done: int, total: int, words: str = "") -> None:
             nonlocal last
             if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
                 last = time.monotonic()
-                note(f"{what}: {done:,} of {total:,}")
+                note(f"{what}: {done:,} of {total:,}{words and ', '}{words}")
 
         yield report
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (*columns, TextColumn("{task.fields[words]}"))
     with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(what, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+        task = progress.add_task(what, total=None, words="")
+        yield lambda done, total, words="": progress.update(task, completed=done, total=total, words=words)
 
 
 def shown(path: str | os.PathLike[str]) -> str:
@@ -171,9 +177,12 @@ def _write_report(bad: Sequence[BadImage], report: Path) -> None:
         raise DataError(f"cannot write the report {printable(report)}: {error.strerror}") from error
 
 
-def _to_stdout(text: str) -> None:
+def _to_stdout(text: str | bytes) -> None:
     try:
-        sys.stdout.write(text)
+        if isinstance(text, bytes):
+            sys.stdout.buffer.write(text)
+        else:
+            sys.stdout.write(text)
         sys.stdout.flush()
     except BrokenPipeError as error:
         # The reader (head, less) has seen enough. Without this, Python complains once more when it closes stdout.

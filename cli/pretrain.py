@@ -36,8 +36,8 @@ def pretrain(
         str | None,
         typer.Option(
             metavar="MODEL",
-            help="Go on from this model: a model folder, or a --name of pretrain. It is kept as it is where training "
-            "makes it worse. [default: start from nothing]",
+            help="Go on from this model: a model folder, a --name of pretrain, a public name such as dinov2-small, or "
+            "a weights file. It is kept as it is where training makes it worse. [default: start from nothing]",
         ),
     ] = None,
     name: Annotated[str, typer.Option(metavar="NAME", help="What to call the model in the workspace.")] = "model",
@@ -69,6 +69,7 @@ def pretrain(
       vitembed pretrain ./images --time-budget 20m
       vitembed pretrain ./images --config small optim.batch_size=128 seed=1
       vitembed pretrain ./images --model other/.vitembed/model --name adapted
+      vitembed pretrain ./images --model dinov2-small
     """  # noqa: D301
     paths, settings = split_settings(images)
     if cache is not None:

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from .models import open_encoder
-from .options import JsonOption, ModelOption, ReportOption, StrictOption, WorkspaceOption
+from .encoders import open_encoder
+from .options import JsonOption, ModelOption, ReportOption, SpeedOption, StrictOption, WorkspaceOption
 from .output import finish, progress_bar, say, say_json, say_table
 
 
@@ -22,6 +22,7 @@ def probe(
         ),
     ],
     model: ModelOption = None,
+    speed: SpeedOption = None,
     json: JsonOption = False,
     strict: StrictOption = False,
     report: ReportOption = None,
@@ -42,7 +43,7 @@ def probe(
     from vitembed.probe.report import evaluate
 
     images = read_labelled(labelled)
-    encoder = open_encoder(model, workspace)
+    encoder = open_encoder(model, workspace, speed=speed)
     with progress_bar("embedding") as advance:
         embeddings = encoder.embed(images.paths, on_bad="skip", progress=advance)
     place = {path: row for row, path in enumerate(images.paths)}

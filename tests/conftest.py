@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -22,8 +23,10 @@ KINDS = ("discs", "stripes", "squares")
 
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch, tmp_path_factory):
-    """No workspace of the person who runs the tests is ever found or written."""
+    """No workspace or model cache of the person who runs the tests is ever found or written, no network asked."""
     monkeypatch.delenv("VITEMBED_WORKSPACE", raising=False)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path_factory.mktemp("hub")))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.chdir(tmp_path_factory.mktemp("cwd"))
 
 
@@ -45,6 +48,15 @@ def draw_image(kind: str, number: int, size: int = 48) -> Image.Image:
         pen.rectangle((x - r, y - r, x + r, y + r), fill=ink)
         pen.rectangle((2, 2, 2 + r, 2 + r), outline=ink, width=2)
     return image
+
+
+@pytest.fixture(scope="session")
+def fake_hub():
+    """The module ``fake_hub.py``: a Hugging Face cache with tiny models."""
+    spec = importlib.util.spec_from_file_location("fake_hub", Path(__file__).with_name("fake_hub.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture

@@ -116,6 +116,10 @@ def imported_modules(path):
             yield from (str(word.value).split(".")[0] for word in node.args if isinstance(word, ast.Constant))
 
 
+# Imported only where an extra is installed: module and distribution.
+OPTIONAL = {"timm": "timm", "umap": "umap-learn"}
+
+
 def test_all_that_is_imported_is_declared_and_the_other_way_round():
     declared = {re.match(r"[\w-]+", text)[0] for text in PROJECT["project"]["dependencies"]} - {
         "faiss-cpu",
@@ -125,4 +129,7 @@ def test_all_that_is_imported_is_declared_and_the_other_way_round():
     sources = [*(ROOT / "vitembed").rglob("*.py"), *(ROOT / "cli").rglob("*.py")]
     modules = {module for path in sources for module in imported_modules(path)} - set(sys.stdlib_module_names)
     assert "faiss" in modules
+    extras = " ".join(text for extra in PROJECT["project"]["optional-dependencies"].values() for text in extra)
+    assert all(f"{distribution}>=" in extras for distribution in OPTIONAL.values())
+    modules -= OPTIONAL.keys()
     assert {home for module in modules - {"vitembed", "faiss", ""} for home in homes[module]} == declared

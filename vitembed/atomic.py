@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from vitembed.faults import about_to
+
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
@@ -21,9 +23,12 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     # In the same folder, as a rename is atomic only inside one file system; by pid, so that two processes do not meet.
     temp = target.with_name(f".tmp.{os.getpid()}.{target.name}")
     try:
+        about_to(f"write {target.name}")
         yield temp
         with temp.open("rb+") as file:
+            about_to(f"fsync {target.name}")
             os.fsync(file.fileno())
+        about_to(f"rename {target.name}")
         temp.replace(target)
     except BaseException:
         temp.unlink(missing_ok=True)
@@ -33,6 +38,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 def fsync_directory(directory: str | os.PathLike[str]) -> None:
     """Make a rename in ``directory`` survive a power cut, where the system allows to open a folder."""
+    about_to("fsync the folder")
     if os.name == "nt":  # folders cannot be opened there; NTFS journals the rename itself
         return
     descriptor = os.open(directory, os.O_RDONLY)

@@ -19,6 +19,16 @@ PRESETS: dict[str, tuple[int, int, int]] = {
 }
 
 
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "pos_embed": ("learned", "sincos2d", "rope"),
+    "final_norm": ("tokens", "pooled", "none"),
+    "act": ("gelu", "quick_gelu", "gelu_tanh"),
+    "mlp": ("mlp", "swiglu"),
+    "pos_interpolation": ("antialias", "bicubic", "bicubic_offset"),
+    "rope_periods": ("float32", "bfloat16"),
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class ViTConfig:
     """The architecture of an encoder, complete: what is stored beside its weights."""
@@ -43,12 +53,34 @@ class ViTConfig:
     """Scratch tokens beside cls (arXiv:2309.16588)."""
     stem: Literal["patch", "conv"] = "patch"
     """How pixels become tokens: one convolution as large as a patch (ViT), or some small ones (arXiv:2106.14881)."""
-    pos_embed: Literal["learned", "sincos2d"] = "learned"
-    """Learned 1-D positions (ViT) or fixed 2-D sine-cosine ones (MAE)."""
+    pos_embed: Literal["learned", "sincos2d", "rope"] = "learned"
+    """Learned 1-D positions (ViT), fixed 2-D sine-cosine ones (MAE), or queries and keys turned by place (DINOv3)."""
     no_embed_class: bool = False
     """Whether positions are for patches only (timm's name); otherwise cls and registers have one too."""
     init_values: float | None = None
     """Start value of LayerScale; none: no LayerScale."""
+    class_token: bool = True
+    """Whether there is a cls token; without one a vector is the mean of the patches (I-JEPA) or ``attn_pool``'s."""
+    pre_norm: bool = False
+    """A norm before the first block, and a patch embedding without bias (CLIP)."""
+    norm_eps: float = 1e-6
+    """What the norms add to the variance: 1e-6 in most ViTs, 1e-5 in CLIP and DINOv3, 1e-12 in Hugging Face's ViT."""
+    final_norm: Literal["tokens", "pooled", "none"] = "tokens"
+    """Where the last norm stands: on every token, on the mean of the patches (timm's ``fc_norm``), or nowhere."""
+    act: Literal["gelu", "quick_gelu", "gelu_tanh"] = "gelu"
+    """Activation of an MLP: exact GELU, OpenAI CLIP's ``x * sigmoid(1.702 x)``, or GELU's tanh approximation."""
+    mlp: Literal["mlp", "swiglu"] = "mlp"
+    """Two linear layers, or SwiGLU with gate and value side by side in the first; ``mlp_ratio`` then counts both."""
+    pos_interpolation: Literal["antialias", "bicubic", "bicubic_offset"] = "antialias"
+    """How positions are resized: bicubic with antialiasing (timm), plain (Hugging Face), or as Meta's DINO does it."""
+    rope_theta: float = 100.0
+    """Longest period of rotary positions."""
+    rope_periods: Literal["float32", "bfloat16"] = "float32"
+    """What their periods are rounded to: Meta's DINOv3 files keep them in bfloat16."""
+    attn_pool: bool = False
+    """Whether cls is pooled from the patches by a learned query after the last norm (SigLIP)."""
+    cls_proj: bool = False
+    """Whether a linear map follows on the cls vector: what whitens it (``model/whitening.py``)."""
     drop_path_rate: float = 0.0
     """Stochastic depth of the last block; it rises linearly from 0."""
 
@@ -70,6 +102,18 @@ class ViTConfig:
         for name in ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "in_chans"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name, values in _CHOICES.items():
+            if getattr(self, name) not in values:
+                raise ConfigError(f"{name} must be one of {', '.join(values)}, got {getattr(self, name)!r}")
+        if self.pos_embed == "rope" and (self.embed_dim // self.num_heads) % 4:
+            raise ConfigError(
+                f"rotary positions need heads whose width is a multiple of 4, got {self.embed_dim // self.num_heads}"
+            )
+
+    @property
+    def has_cls(self) -> bool:
+        """Whether there is a cls vector: from a token or pooled by a learned query."""
+        return self.class_token or self.attn_pool
 
     @property
     def num_patches(self) -> int:
@@ -120,8 +164,12 @@ class ModelConfig:
     """LayerScale start value; none: no LayerScale."""
     drop_path_rate: float = 0.0
     """Stochastic depth of the last block."""
+    whiten: float = 0.5
+    """How far the exported cls vector is whitened: 0 not at all, 1 fully. Learned from the images, without labels."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.whiten <= 1:
+            raise ConfigError(f"model.whiten must lie in 0..1, got {self.whiten}")
         if self.pos_embed not in ("learned", "sincos2d"):
             raise ConfigError(f"model.pos_embed must be learned or sincos2d, got {self.pos_embed!r}")
         self.vit()

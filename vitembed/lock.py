@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vitembed.errors import VitembedError, printable
+from vitembed.faults import about_to
 
 _WINDOWS_BYTE = 1 << 20
 """Locked bytes cannot be read by others on Windows, so the one that stands for the lock lies far behind the text."""
@@ -49,12 +50,13 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def exclusive(path: Path, error: type[VitembedError] = VitembedError) -> Iterator[None]:
+def exclusive(path: Path, error: type[VitembedError] = VitembedError, *, announce: bool = True) -> Iterator[None]:
     """Be the only writer of the folder of ``path`` for the time of the block; the file names the holder.
 
     Args:
         path: The lock file.
         error: What to raise.
+        announce: Write who holds it into the file; off for a short look that leaves everything as it is.
 
     Raises:
         VitembedError: As ``error``: a living process holds it, or the file cannot be written.
@@ -62,7 +64,9 @@ def exclusive(path: Path, error: type[VitembedError] = VitembedError) -> Iterato
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(locked(path, wait=False))
-            path.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}), encoding="utf-8")
+            if announce:
+                about_to(f"write {path.name}")
+                path.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}), encoding="utf-8")
         except BlockingIOError as busy:
             raise error(f"{printable(path.parent)} is being written by {_holder(path)}: wait for it to end") from busy
         except OSError as problem:

@@ -12,8 +12,10 @@ import torch
 
 from vitembed.config import PretrainConfig
 from vitembed.images.cache import ImageCache
+from vitembed.images.preprocess import Preprocess
 from vitembed.model.vit import VisionTransformer
 from vitembed.pretrain.batches import BatchStream
+from vitembed.pretrain.finish import NUM_IMAGES, finished, whiten_share
 from vitembed.pretrain.module import PretrainModule
 from vitembed.pretrain.schedule import Clock
 
@@ -66,10 +68,13 @@ def train_ours(
     warnings.filterwarnings("ignore", message=".*`IterableDataset` has `__len__` defined.*")
     pl.seed_everything(config.seed, verbose=False)
     stream = BatchStream(cache, batch_size=config.optim.batch_size, seed=config.seed)
+    preprocess, share = Preprocess(img_size=config.model.img_size), whiten_share(config, None)
+    vit = VisionTransformer(config.model.vit())
+    begun = time.process_time()
+    finished(vit.eval(), cache, preprocess, share=share, num_images=256)
+    seconds -= (time.process_time() - begun) * min(NUM_IMAGES, len(cache)) / min(256, len(cache))  # paid for at the end
     clock = CpuClock(max_steps=max_steps, budget_seconds=seconds)
-    module = PretrainModule(
-        config, VisionTransformer(config.model.vit()), effective_batch_size=stream.batch_size, clock=clock
-    )
+    module = PretrainModule(config, vit.train(), effective_batch_size=stream.batch_size, clock=clock)
     module.peak_lr *= lr_scale
     trainer = pl.Trainer(
         accelerator="cpu",
@@ -94,4 +99,5 @@ def train_ours(
         "loss": float(output.loss.detach()),
     }
     terms = {f"loss_{name}": float(term) for name, term in output.terms.items()}
-    return {"vit": module.export_vit()}, {**facts, **terms}
+    vit = finished(module.export_vit().eval(), cache, preprocess, share=share)
+    return {"vit": vit}, {**facts, **terms}

@@ -14,6 +14,7 @@ Record = dict[str, Any]
 Row = tuple[str, float]
 """Method and multiple of its documented learning rate."""
 
+_SCORES = ("knn_plain", "knn_whitened", "linear", "knn_mean", "rankme")
 # Colours that stay apart for colour-blind readers (Okabe and Ito); ours come first.
 _COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#888888")
 
@@ -72,7 +73,7 @@ def markdown_report(records: Sequence[Record]) -> str:
         backbones = sorted({run["backbone"] for run in runs if "backbone" in run})
         lines = ["; ".join([f"### {data}: {count:,} images to learn from", *backbones]), ""]
         head = ["method", "lr", *(f"k-NN, {m:g} min" for m in budgets)]
-        head += ["linear", "k-NN of mean", "RankMe", "images", "images/s"]
+        head += ["not whitened", "whitened", "linear", "k-NN of mean", "RankMe", "images", "images/s"]
         lines += [" | ".join(["", *head, ""]).strip(), "|---" * 2 + "|---:" * (len(head) - 2) + "|"]
 
         def order(item: tuple[Row, list[Record]], budgets: list[float] = budgets) -> tuple[float, ...]:
@@ -85,15 +86,15 @@ def markdown_report(records: Sequence[Record]) -> str:
             if method.startswith("ours"):
                 cells[1] = "as shipped" if scale == 1 else cells[1]
             cells += [cell(found, minutes, "knn") for minutes in budgets]
-            cells += [cell(found, last, score) for score in ("linear", "knn_mean", "rankme")]
+            cells += [cell(found, last, score) for score in _SCORES]
             cells += [
                 cell(found, last, "images", 0).split(" ±")[0],
                 cell(found, last, "images_per_second", 0).split(" ±")[0],
             ]
             lines.append("| " + " | ".join(cells) + " |")
         for run in floors:
-            cells = [run["method"], "", *(f"{run['knn']:.1f}" for _ in budgets), f"{run['linear']:.1f}"]
-            cells += [f"{run['knn_mean']:.1f}" if "knn_mean" in run else "", f"{run['rankme']:.1f}", "", ""]
+            cells = [run["method"], "", *(f"{run['knn']:.1f}" for _ in budgets)]
+            cells += [*(f"{run[score]:.1f}" if score in run else "" for score in _SCORES), "", ""]
             lines.append("| " + " | ".join(cells) + " |")
         tried = sweep_lines([run for run in runs if run["minutes"] > 0])
         parts.append("\n".join(lines + (["", *tried] if tried else [])))

@@ -7,12 +7,17 @@ import warnings
 import numpy as np
 import torch
 
+from vitembed.config import ModelConfig
 from vitembed.images.preprocess import Preprocess
 from vitembed.model.encoder import Encoder
 from vitembed.model.vit import VisionTransformer
-from vitembed.pretrain.watch.monitors import rankme
+from vitembed.model.whitening import whitened_vectors, without_whitening
+from vitembed.pretrain.finish import NUM_IMAGES
+from vitembed.pretrain.watch.scores import rankme
 from vitembed.probe.knn import KNNProbe
 from vitembed.probe.linear import LinearProbe
+
+WHITEN = ModelConfig.whiten
 
 
 def vectors_of(vit: VisionTransformer, pixels: np.ndarray) -> dict[str, np.ndarray]:
@@ -56,6 +61,10 @@ def encoder_scores(
 ) -> dict[str, float | str]:
     """Scores of the encoder whose cls vector is best by k-NN.
 
+    ``knn`` and ``linear`` are those of the vector that the encoder gives. Ours is whitened, in part; ``knn_plain`` and
+    ``rankme`` are those of the cls vector as it was trained, and ``knn_whitened`` those of every method's after the
+    same whitening, so that both can be told apart: what training gives, and what whitening adds.
+
     Methods with a teacher publish either network; which of the two is ahead depends on the length of the run, so both
     are tried, in the method's favour.
     """
@@ -63,12 +72,23 @@ def encoder_scores(
     every: dict[str, float | str] = {}
     for name, vit in encoders.items():
         bank, queries = (vectors_of(vit, part) for part in pixels)
+        trained = without_whitening(vit)
+        plain = bank, queries
+        if trained is not vit:
+            plain = vectors_of(trained, pixels[0]), vectors_of(trained, pixels[1])
+        plain_bank, plain_queries = (torch.from_numpy(part["cls"]) for part in plain)
+        white = [
+            whitened_vectors(part, WHITEN, learned_from=plain_bank[:NUM_IMAGES]).numpy()
+            for part in (plain_bank, plain_queries)
+        ]
         knn = knn_score(bank["cls"], labels[0], queries["cls"], labels[1])
         every[f"knn_{name}"] = knn
         if not best or knn > float(best["knn"]):
-            centred = torch.from_numpy(queries["cls"] - queries["cls"].mean(axis=0))
+            centred = plain_queries - plain_queries.mean(dim=0)
             best = {
                 "knn": knn,
+                "knn_plain": knn_score(plain_bank.numpy(), labels[0], plain_queries.numpy(), labels[1]),
+                "knn_whitened": knn_score(white[0], labels[0], white[1], labels[1]),
                 "linear": linear_score(bank["cls"], labels[0], queries["cls"], labels[1]),
                 "rankme": rankme(centred),
                 "knn_mean": knn_score(bank["mean"], labels[0], queries["mean"], labels[1]),

@@ -39,13 +39,13 @@ def test_index_then_search_from_below(vitembed, workspace, photo_folder, monkeyp
     monkeypatch.chdir(photo_folder / "discs")
     result = vitembed("search", "discs_0.png", "-k", "5")
     head, *rows = [line.split() for line in result.stdout.splitlines()]
-    assert head == ["rank", "score", "path"]
+    assert head == ["rank", "score", "percentile", "path"]
     assert [row[0] for row in rows] == ["1", "2", "3", "4", "5"]
     assert result.stderr == ""
     scores = [float(row[1]) for row in rows]
     assert scores == sorted(scores, reverse=True)
     assert "discs_0.png" not in result.stdout  # the query does not find itself
-    assert any(row[2].startswith("discs_") for row in rows)  # below the current folder: as short as can be typed
+    assert any(row[3].startswith("discs_") for row in rows)  # below the current folder: as short as can be typed
 
 
 def test_search_agrees_with_numpy_on_embed(vitembed, workspace, photo_folder):

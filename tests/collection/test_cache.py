@@ -190,10 +190,10 @@ def test_scan_and_cache_of_nothing(tmp_path):
 def test_newer_damaged_and_foreign_catalogues_are_refused(indexed, photos, encoder, make):
     file = indexed / CATALOG_FILE
     with sqlite3.connect(file) as db:
-        db.execute("PRAGMA user_version = 2")
+        db.execute("PRAGMA user_version = 3")
     db.close()
     for use in (lambda: Collection.open(indexed), make):
-        with pytest.raises(CollectionError, match="has format 2, this vitembed reads up to 1: upgrade vitembed"):
+        with pytest.raises(CollectionError, match="has format 3, this vitembed reads up to 2: upgrade vitembed"):
             use()
 
     good = file.read_bytes()

@@ -157,6 +157,7 @@ def test_canonical_tells_every_field_apart():
     other = {
         "img_size": 96, "resize": "pad", "crop_pct": 0.5, "interpolation": "lanczos", "mean": (0.1, 0.2, 0.3),
         "std": (0.5, 1.0, 2.0), "background": (7, 8, 9), "draft": False, "in_chans": 1,
+        "crop_offset": "floor",
     }  # fmt: skip
     assert set(other) == {field.name for field in dataclasses.fields(Preprocess)}
     texts = {Preprocess().canonical()} | {Preprocess(**{name: value}).canonical() for name, value in other.items()}
@@ -177,6 +178,36 @@ def test_from_dict_names_what_is_wrong():
     ):  # fmt: skip
         with pytest.raises(ModelError, match=next(iter(wrong))):
             Preprocess.from_dict(good | wrong)
+
+
+def test_a_record_from_before_crop_offset_is_the_same_preprocessing():
+    # Its canonical text, which fingerprints are made of, is that of the first release, word for word.
+    old = {key: value for key, value in Preprocess().to_dict().items() if key != "crop_offset"}
+    assert Preprocess.from_dict(old) == Preprocess()
+    assert json.loads(Preprocess().canonical()) == old | {"rules": 1}
+
+
+@pytest.mark.parametrize(("height", "width"), [(100, 143), (57, 70), (203, 100), (56, 61)])
+def test_squash_and_crop_is_torchvisions_bit_for_bit(height, width):
+    image = Image.fromarray(noise(height, width))
+    mode = transforms.InterpolationMode.BICUBIC
+    reference = transforms.Compose([transforms.Resize((62, 62), mode), transforms.CenterCrop(56)])
+    ours = Preprocess(img_size=56, crop_pct=0.9, resize="squash+crop").apply(image)
+    np.testing.assert_array_equal(ours, np.array(reference(image)))
+
+
+@pytest.mark.parametrize("filter_name", ["box", "hamming"])
+def test_other_filters_are_pillows(filter_name):
+    image = Image.fromarray(noise(80, 130))
+    ours = Preprocess(img_size=32, resize="squash", interpolation=filter_name).apply(image)
+    expected = image.resize((32, 32), Image.Resampling[filter_name.upper()])
+    np.testing.assert_array_equal(ours, np.array(expected))
+
+
+def test_odd_margins_go_where_the_source_puts_them():
+    image = np.arange(39, dtype=np.uint8)[None, :, None].repeat(32, 0).repeat(3, 2)  # a margin of 7: 3.5 a side
+    ours = {name: Preprocess(img_size=32, crop_offset=name).apply(image)[0, 0, 0] for name in ("round", "floor")}
+    assert ours == {"round": 4, "floor": 3}
 
 
 def test_impossible_values_are_refused_together():

@@ -75,7 +75,7 @@ def test_a_checkpoint_carries_points_and_weights(tmp_path):
 
 def test_the_best_is_a_model_folder_that_says_which_it_is(tmp_path):
     best = filled(look(0, knn=0.1), look(10, knn=0.6), look(20, knn=0.5))
-    best.export(tmp_path / "best", CONFIG, Preprocess(img_size=16), {"made_by": "test"})
+    best.save(tmp_path / "best", best.vit(CONFIG), Preprocess(img_size=16), {"made_by": "test"})
     saved = read_model(tmp_path / "best")
     assert all(torch.equal(tensor, best.weights[name]) for name, tensor in saved.vit.state_dict().items())
     assert saved.provenance["made_by"] == "test"

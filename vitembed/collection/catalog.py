@@ -2,6 +2,8 @@
 
 A row's id stands for its vector: a changed image gets a new row with a new id, and ids are never given twice. So
 whoever holds vectors by id (the FAISS cache) only has to ask which ids are alive.
+
+Everything that is read is checked (``store/checksums.py``): what comes out is what was put in, or a ``DamagedError``.
 """
 # ruff: noqa: PTH100, PTH117, PTH118
 # Paths stay plain strings: names that are not UTF-8 are kept as they are, and links are not followed.
@@ -16,65 +18,39 @@ import secrets
 import sqlite3
 import threading
 import time
-import urllib.parse
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from vitembed.collection.store.checksums import (
+    ROW_COLUMNS,
+    Totals,
+    meta_checksum,
+    row_checksum,
+    seal_meta,
+    vector_checksum,
+)
+from vitembed.collection.store.connect import AbsentError, DamagedError, damaged, explained
+from vitembed.collection.store.opening import create_file, open_file
+from vitembed.collection.store.rows import Paths, Row
 from vitembed.errors import CollectionError, printable
+from vitembed.faults import about_to
+
+__all__ = ["CATALOG_FILE", "VECTOR_TYPES", "AbsentError", "Catalog", "DamagedError", "Row"]
 
 CATALOG_FILE = "catalog.sqlite"
-APPLICATION_ID = 0x76454D42  # "vEMB", which tells our files from other SQLite files
-FORMAT_VERSION = 1
-VECTOR_TYPE = np.dtype("<f2")
-
-_SCHEMA = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB) WITHOUT ROWID;
-CREATE TABLE files (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,  -- never given twice
-    path BLOB NOT NULL,                    -- as the file system has it; relative to the root when below it
-    external INTEGER NOT NULL,             -- 1: not a file but a name that came with a vector from elsewhere (UTF-8)
-    size INTEGER NOT NULL,
-    mtime_ns INTEGER NOT NULL,             -- -1: look again at the next update
-    content_hash BLOB,                     -- BLAKE2b; NULL when the file changed while it was read
-    width INTEGER,
-    height INTEGER,
-    status TEXT NOT NULL CHECK (status IN ('ok', 'bad', 'other')),  -- other: neither is nor claims to be an image
-    reason TEXT,                           -- why bad
-    added_at REAL NOT NULL,
-    UNIQUE (path, external)
-);
-CREATE INDEX files_ok ON files (id) WHERE status = 'ok';
--- Apart from files, so that comparing a folder with the catalogue does not read the vectors.
-CREATE TABLE vectors (id INTEGER PRIMARY KEY, vector BLOB NOT NULL);
-"""
+VECTOR_TYPES: dict[str, np.dtype[Any]] = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
+"""How vectors may be stored."""
 
 
-class DamagedError(CollectionError):
-    """A file that is no longer what SQLite wrote."""
+class UnknownIdError(DamagedError, LookupError):
+    """An id that the catalogue should have: it is damaged, or who asked has ids from elsewhere."""
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """What the catalogue knows of one file."""
-
-    id: int
-    path: str
-    """Absolute as ``os.fsdecode`` gives it, or the bare name when external."""
-    external: bool
-    size: int
-    mtime_ns: int
-    content_hash: bytes | None
-    status: str
-    """``ok``, ``bad`` or ``other``."""
-    reason: str | None
-
-
-_ROW = "SELECT id, path, external, size, mtime_ns, content_hash, status, reason FROM files"
+_ROW = f"SELECT {ROW_COLUMNS}, checksum FROM files"
 
 
 class Catalog:
@@ -87,74 +63,69 @@ class Catalog:
         self._db = connection
         self._file = file
         self._turn = threading.RLock()
+        self._totals = Totals()
         with self.read():
             meta = dict(self._db.execute("SELECT key, value FROM meta"))
         try:
+            if meta["checksum"] != meta_checksum(meta):
+                raise ValueError("the checksum of its facts differs")
             self.collection_id, self.fingerprint = str(meta["collection_id"]), str(meta["fingerprint"])
             self.dim: int = int(meta["dim"])
             self.meta: dict[str, Any] = json.loads(meta["meta"])
+            self.vector_type = str(meta["vector_type"])
+            self._dtype = VECTOR_TYPES[self.vector_type]
             # Kept relative to the catalogue, so that a folder moved with its workspace is still the same collection.
             self.root: str = os.path.normpath(os.path.join(_absolute(file.parent), os.fsdecode(meta["root"])))
         except (KeyError, ValueError, TypeError) as error:
-            raise _damaged(file, error) from error
-        self._prefix = self.root.rstrip(os.sep) + os.sep
+            raise damaged(file, error) from error
+        self._paths = Paths(self.root)
 
     @classmethod
-    def create(cls, file: Path, *, root: str, fingerprint: str, dim: int, meta: dict[str, Any]) -> Catalog:
+    def create(
+        cls,
+        file: Path,
+        *,
+        root: str,
+        fingerprint: str,
+        dim: int,
+        meta: dict[str, Any],
+        vector_type: str = "float16",
+    ) -> Catalog:
         """Make an empty catalogue; one that is there already is emptied in the same transaction.
 
         Raises:
             CollectionError: If the file is something else, or cannot be written.
         """
-        connection = _connect(file, "rwc")
-        with _explained(file):
-            if _is_foreign(connection):
-                raise CollectionError(f"{printable(file)} is no vitembed collection: name another folder")
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("BEGIN IMMEDIATE")
-            for kind, name in connection.execute("SELECT type, name FROM sqlite_master").fetchall():
-                if kind == "table" and not name.startswith("sqlite_"):
-                    connection.execute(f'DROP TABLE "{name}"')
-            for statement in _SCHEMA.split(";\n"):
-                connection.execute(statement)
-            values = {
-                "collection_id": uuid.uuid4().hex,
-                "fingerprint": fingerprint,
-                "dim": dim,
-                "meta": json.dumps(meta),
-                "root": os.fsencode(_relative_root(root, file.parent)),
-                "generation": 0,
-                "state": secrets.token_hex(8),
-                "created_at": time.time(),
-            }
-            connection.executemany("INSERT INTO meta VALUES (?, ?)", values.items())
-            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            connection.execute(f"PRAGMA user_version = {FORMAT_VERSION}")
-            connection.execute("COMMIT")
-        return cls(connection, file)
+        facts = {
+            "collection_id": uuid.uuid4().hex,
+            "fingerprint": fingerprint,
+            "dim": dim,
+            "meta": json.dumps(meta),
+            "vector_type": vector_type,
+            "root": os.fsencode(_relative_root(root, file.parent)),
+            "generation": 0,
+            "state": secrets.token_hex(8),
+            "created_at": time.time(),
+        }
+        return cls._on(create_file(file, facts), file)
 
     @classmethod
     def open(cls, file: Path) -> Catalog:
-        """Open a catalogue, also on a medium that cannot be written.
+        """Open a catalogue, also on a medium that cannot be written; one of an older format is migrated.
 
         Raises:
-            CollectionError: If it is absent, damaged, something else, or of a newer format.
+            CollectionError: If it is absent, damaged, something else, of a newer format, or of an older one that cannot
+                be migrated because it cannot be written.
         """
-        if not file.is_file():
-            raise CollectionError(f"no collection in {printable(file.parent)}: run vitembed index to make one")
-        connection = _connect(file, "rw" if os.access(file, os.W_OK) and os.access(file.parent, os.W_OK) else "ro")
-        with _explained(file):
-            if _is_foreign(connection):
-                raise CollectionError(f"{printable(file)} is no vitembed collection")
-            version = int(connection.execute("PRAGMA user_version").fetchone()[0])
-            if version == 0:  # a kill between making the file and filling it
-                raise CollectionError(f"no collection in {printable(file.parent)}: run vitembed index to make one")
-            if version > FORMAT_VERSION:
-                raise CollectionError(
-                    f"{printable(file)} has format {version}, this vitembed reads up to {FORMAT_VERSION}: "
-                    "upgrade vitembed"
-                )
-        return cls(connection, file)
+        return cls._on(open_file(file), file)
+
+    @classmethod
+    def _on(cls, connection: sqlite3.Connection, file: Path) -> Catalog:
+        try:
+            return cls(connection, file)
+        except BaseException:
+            connection.close()
+            raise
 
     def close(self) -> None:
         """Close the connection. Nothing is lost: everything that counts is committed."""
@@ -163,7 +134,7 @@ class Catalog:
     @contextlib.contextmanager
     def read(self) -> Iterator[None]:
         """One snapshot: what other processes commit meanwhile is not seen inside the block."""
-        with self._turn, _explained(self._file):
+        with self._turn, explained(self._file):
             self._db.execute("BEGIN")
             try:
                 yield
@@ -174,13 +145,19 @@ class Catalog:
     @contextlib.contextmanager
     def write(self) -> Iterator[None]:
         """One transaction, which is a new generation. An exception inside leaves everything as it was."""
-        with self._turn, _explained(self._file):
+        with self._turn, explained(self._file):
+            about_to("begin a transaction")
             self._db.execute("BEGIN IMMEDIATE")
             try:
+                self._totals = self._read_totals()
                 yield
                 self._db.execute("UPDATE meta SET value = value + 1 WHERE key = 'generation'")
                 self._db.execute("UPDATE meta SET value = ? WHERE key = 'state'", (secrets.token_hex(8),))
+                self._totals.write(self._db)
+                seal_meta(self._db)
+                about_to("commit")
                 self._db.execute("COMMIT")
+                about_to("go on after a commit")
             except BaseException:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
@@ -210,40 +187,88 @@ class Catalog:
             raise CollectionError(f"{printable(self._file.parent)} has been rebuilt meanwhile: open it again")
 
     def rows(self) -> Iterator[Row]:
-        """All rows, in no order that counts."""
-        return map(self._row, self._db.execute(_ROW))
+        """All rows, in no order that counts. Whether they are all there is checked at the end."""
+        seen = Totals()
+        for found in self._db.execute(f"{_ROW} NOT INDEXED"):
+            row = self._row(found)
+            seen.count(row.id, found[-1], row.status == "ok")
+            yield row
+        # The index over paths leads writers to the row that they replace: it must know the same rows.
+        by_path = self._db.execute("SELECT count(*), total(id) FROM files INDEXED BY sqlite_autoindex_files_1")
+        if seen != self._read_totals() or by_path.fetchone()[0] != seen.num_rows:
+            raise damaged(self._file, f"not the {self._read_totals().num_rows} rows that were written")
 
     def find(self, path: str) -> Row | None:
         """The row of a file (absolute path) or of an external name (any other text)."""
         external = not os.path.isabs(path)
-        found = self._db.execute(f"{_ROW} WHERE path = ? AND external = ?", (self._encode(path, external), external))
-        row = found.fetchone()
-        return None if row is None else self._row(row)
+        found = self._db.execute(
+            f"{_ROW} WHERE path = ? AND external = ?", (self._paths.encode(path, external), external)
+        )
+        one = found.fetchone()
+        if one is None:
+            return None
+        row = self._row(one)
+        if (row.path, row.external) != (path, external):
+            raise damaged(self._file, "the index of paths leads to another file")
+        return row
 
     def num_vectors(self) -> int:
         """Number of rows that have a vector."""
-        return int(self._db.execute("SELECT count(*) FROM files WHERE status = 'ok'").fetchone()[0])
+        return self._read_totals().num_vectors
 
     def vector_ids(self) -> np.ndarray:
         """Ids of the rows that have a vector, int64 ``[n]``, rising."""
         found = self._db.execute("SELECT id FROM files INDEXED BY files_ok WHERE status = 'ok' ORDER BY id")
-        return np.fromiter(itertools.chain.from_iterable(found), dtype=np.int64)
+        ids = np.fromiter(itertools.chain.from_iterable(found), dtype=np.int64)
+        self._check_ids(len(ids), int(ids.sum()))
+        return ids
 
     def paths(self, ids: Iterable[int]) -> dict[int, str]:
         """The path of each id."""
-        found = self._by_id("SELECT id, path, external FROM files", ids)
-        return {row[0]: self._decode(row[1], bool(row[2])) for row in found}
+        wanted = [int(row) for row in ids]
+        paths = {found[0]: self._row(found).path for found in self._by_id(_ROW, wanted)}
+        self._check_found(paths, wanted)
+        return paths
 
     def vectors(self, ids: Sequence[int]) -> np.ndarray:
-        """Stored vectors, float16 ``[len(ids), d]``, in the order of ``ids``."""
-        blobs = dict(self._by_id("SELECT id, vector FROM vectors", ids))
+        """Stored vectors ``[len(ids), d]``, in the order of ``ids`` and the type of the collection."""
+        rows = self._by_id("SELECT id, vector, checksum FROM vectors", ids)
+        blobs = {row[0]: self._checked_vector(row) for row in rows}
+        self._check_found(blobs, ids)
         return self._matrix([blobs[row] for row in ids])
 
     def all_vectors(self, rows_per_chunk: int = 10_000) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Chunks of ids int64 ``[m]`` and vectors float16 ``[m, d]``, by rising id."""
-        found = self._db.execute("SELECT id, vector FROM vectors ORDER BY id")
+        """Chunks of ids int64 ``[m]`` and stored vectors ``[m, d]``, by rising id."""
+        found = self._db.execute("SELECT id, vector, checksum FROM vectors ORDER BY id")
+        num_vectors = id_sum = 0
         while chunk := found.fetchmany(rows_per_chunk):
-            yield np.array([row[0] for row in chunk], dtype=np.int64), self._matrix([row[1] for row in chunk])
+            vectors = self._matrix([self._checked_vector(row) for row in chunk])
+            ids = np.array([row[0] for row in chunk], dtype=np.int64)
+            num_vectors, id_sum = num_vectors + len(ids), id_sum + int(ids.sum())
+            yield ids, vectors
+        self._check_ids(num_vectors, id_sum)
+
+    def select(
+        self, columns: str, condition: str = "", parameters: Sequence[int | bytes] = ()
+    ) -> Iterator[tuple[Any, ...]]:
+        """Columns of the rows that have a vector and meet a condition, by rising id.
+
+        Both are SQL of the program itself; what a user typed belongs into ``parameters``.
+        """
+        also = f" AND {condition}" if condition else ""
+        yield from self._db.execute(f"SELECT {columns} FROM files WHERE status = 'ok'{also} ORDER BY id", parameters)
+
+    def define(self, name: str, function: Callable[[bytes], bytes]) -> None:
+        """Let the SQL of ``select`` call a function of one stored path."""
+        self._db.create_function(name, 1, function, deterministic=True)
+
+    def content_hashes(self, ids: Sequence[int]) -> dict[int, bytes | None]:
+        """The hash of each id's file; None where it is not known."""
+        return dict(self._by_id("SELECT id, content_hash FROM files", ids))
+
+    def decode_path(self, path: bytes, external: bool) -> str:
+        """The path that a stored one stands for."""
+        return self._paths.decode(path, external)
 
     # Writing; inside write().
 
@@ -255,121 +280,138 @@ class Catalog:
         size: int = -1,
         mtime_ns: int = -1,
         content_hash: bytes | None = None,
+        image_size: tuple[int, int] | None = None,
         status: str = "ok",
         reason: str | None = None,
         vector: np.ndarray | None = None,
     ) -> None:
-        """Add a row in place of the one with this path, if any. ``vector``: unit ``[d]``, stored as float16."""
-        key = self._encode(path, external)
+        """Add a row in place of the one with this path, if any.
+
+        Args:
+            path: Absolute, or an external name.
+            external: Whether it is one.
+            size: Of the file, in bytes.
+            mtime_ns: Of the file.
+            content_hash: Of the file.
+            image_size: Width and height in pixels.
+            status: ``ok``, ``bad`` or ``other``.
+            reason: Why bad.
+            vector: Unit ``[d]``; stored in the type of the collection. Goes with ``ok``.
+        """
+        key = self._paths.encode(path, external)
         old = self._db.execute("SELECT id FROM files WHERE path = ? AND external = ?", (key, external)).fetchone()
         if old is not None:
             self.delete([old[0]])
-        cursor = self._db.execute(
-            "INSERT INTO files (path, external, size, mtime_ns, content_hash, status, reason, added_at)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (key, external, size, mtime_ns, content_hash, status, reason, time.time()),
-        )
+        about_to("write a row")
+        last = self._db.execute("SELECT max(seq) FROM sqlite_sequence WHERE name = 'files'").fetchone()[0]
+        width, height = image_size or (None, None)
+        row = ((last or 0) + 1, key, int(external), size, mtime_ns, content_hash, width, height, status, reason)
+        self._put(row, time.time())
         if vector is not None:
-            blob = np.ascontiguousarray(vector, dtype=VECTOR_TYPE).tobytes()
-            self._db.execute("INSERT INTO vectors VALUES (?, ?)", (cursor.lastrowid, blob))
+            blob = np.ascontiguousarray(vector, dtype=self._dtype).tobytes()
+            about_to("write a vector")
+            self._db.execute("INSERT INTO vectors VALUES (?, ?, ?)", (row[0], blob, vector_checksum(row[0], blob)))
 
     def delete(self, ids: Iterable[int]) -> None:
         """Remove rows with their vectors."""
-        each = [(row,) for row in ids]
-        self._db.executemany("DELETE FROM vectors WHERE id = ?", each)
-        self._db.executemany("DELETE FROM files WHERE id = ?", each)
+        for row in ids:
+            about_to("delete a row")
+            found = self._db.execute("SELECT checksum, status FROM files WHERE id = ?", (row,)).fetchone()
+            if found is not None:
+                self._totals.count(row, found[0], found[1] == "ok", -1)
+                self._db.execute("DELETE FROM vectors WHERE id = ?", (row,))
+                self._db.execute("DELETE FROM files WHERE id = ?", (row,))
 
     def relocate(self, row: int, path: str, size: int, mtime_ns: int) -> None:
         """Give a row another path and stat; its vector and id stay. A row that has that path already goes."""
-        key = self._encode(path, False)
+        key = self._paths.encode(path, False)
         old = self._db.execute("SELECT id FROM files WHERE path = ? AND external = 0", (key,)).fetchone()
         if old is not None and old[0] != row:
             self.delete([old[0]])
-        self._db.execute("UPDATE files SET path = ?, size = ?, mtime_ns = ? WHERE id = ?", (key, size, mtime_ns, row))
+        about_to("move a row")
+        found = self._db.execute(f"SELECT {ROW_COLUMNS}, checksum, added_at FROM files WHERE id = ?", (row,)).fetchone()
+        self._row(found[:-1])
+        self._totals.count(row, found[-2], found[8] == "ok", -1)
+        self._db.execute("DELETE FROM files WHERE id = ?", (row,))
+        self._put((row, key, 0, size, mtime_ns, *found[5:10]), found[-1])
 
     def checkpoint(self) -> None:
         """Fold the write-ahead log into the file, as far as readers allow."""
-        with self._turn, _explained(self._file):
+        with self._turn, explained(self._file):
+            about_to("fold the log into the file")
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+    def vacuum(self) -> None:
+        """Give the space of what was deleted back to the disk."""
+        with self._turn, explained(self._file):
+            about_to("vacuum")
+            self._db.execute("VACUUM")
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def check(self) -> None:
-        """Let SQLite check the whole file.
+        """Read everything: by SQLite's own check, and every row and vector by its checksum.
 
         Raises:
             CollectionError: If it finds damage.
         """
         with self.read():
-            found = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
-        if found != "ok":
-            raise _damaged(self._file, found)
+            found = self._db.execute("PRAGMA integrity_check(1)").fetchone()[0]
+            if found != "ok":
+                raise damaged(self._file, found)
+            alive = [row.id for row in self.rows() if row.status == "ok"]
+            held = [row for ids, _ in self.all_vectors() for row in ids.tolist()]
+        if sorted(alive) != held:
+            raise damaged(self._file, "rows and vectors do not belong together")
 
-    def _by_id(self, select: str, ids: Iterable[int]) -> Iterator[tuple[Any, ...]]:
-        wanted = [int(row) for row in ids]
+    def _put(self, row: tuple[Any, ...], added_at: float) -> None:
+        checksum = row_checksum(row)
+        self._db.execute(
+            f"INSERT INTO files ({ROW_COLUMNS}, added_at, checksum) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (*row, added_at, checksum),
+        )
+        self._totals.count(row[0], checksum, row[8] == "ok")
+
+    def _by_id(self, select: str, ids: Sequence[int]) -> list[tuple[Any, ...]]:
+        wanted, found = [int(row) for row in ids], list[tuple[Any, ...]]()
         for start in range(0, len(wanted), 500):  # SQLite's limit on variables was 999 for long
             part = wanted[start : start + 500]
-            yield from self._db.execute(f"{select} WHERE id IN ({','.join('?' * len(part))})", part)
+            found += self._db.execute(f"{select} WHERE id IN ({','.join('?' * len(part))})", part)
+        return found
+
+    def _read_totals(self) -> Totals:
+        try:
+            return Totals.read(self._db)
+        except ValueError as error:
+            raise damaged(self._file, error) from error
+
+    def _check_ids(self, num_vectors: int, id_sum: int) -> None:
+        totals = self._read_totals()
+        if (totals.num_vectors, totals.id_sum) != (num_vectors, id_sum):
+            raise damaged(self._file, f"not the {totals.num_vectors} vectors that were written")
+
+    def _check_found(self, found: dict[int, Any], ids: Sequence[int]) -> None:
+        missing = set(map(int, ids)).difference(found)
+        if missing:
+            raise UnknownIdError(str(damaged(self._file, f"row {min(missing)} is missing")))
+
+    def _checked_vector(self, row: tuple[Any, ...]) -> bytes:
+        row_id, vector, checksum = row
+        if vector_checksum(row_id, vector) != checksum:
+            raise damaged(self._file, f"the checksum of vector {row_id} differs")
+        assert isinstance(vector, bytes)
+        return vector
 
     def _matrix(self, blobs: Sequence[bytes]) -> np.ndarray:
-        if any(len(blob) != self.dim * VECTOR_TYPE.itemsize for blob in blobs):
-            raise _damaged(self._file, "a vector of another width")
-        return np.frombuffer(b"".join(blobs), dtype=VECTOR_TYPE).reshape(len(blobs), self.dim)
+        if any(len(blob) != self.dim * self._dtype.itemsize for blob in blobs):
+            raise damaged(self._file, "a vector of another width")
+        return np.frombuffer(b"".join(blobs), dtype=self._dtype).reshape(len(blobs), self.dim)
 
     def _row(self, found: tuple[Any, ...]) -> Row:
-        row, path, external, *rest = found
-        return Row(row, self._decode(path, bool(external)), bool(external), *rest)
-
-    def _encode(self, path: str, external: bool) -> bytes:
-        if external:
-            return path.encode("utf-8", "surrogatepass")
-        return os.fsencode(path.removeprefix(self._prefix))
-
-    def _decode(self, path: bytes, external: bool) -> str:
-        if external:
-            return path.decode("utf-8", "surrogatepass")
-        text = os.fsdecode(path)
-        return text if os.path.isabs(text) else self._prefix + text
-
-
-def _connect(file: Path, mode: str) -> sqlite3.Connection:
-    # As a percent-encoded URI, so that any name works. Immutable is for media on which not even the WAL's shared
-    # memory can be made; there nobody else can write either.
-    quoted = urllib.parse.quote(os.fsencode(_absolute(file)))
-    for options in (f"mode={mode}", "mode=ro&immutable=1") if mode == "ro" else (f"mode={mode}",):
-        with _explained(file):
-            connection = sqlite3.connect(
-                f"file:{quoted}?{options}", uri=True, isolation_level=None, check_same_thread=False
-            )
-        try:
-            connection.execute("PRAGMA busy_timeout = 10000")
-            connection.execute("PRAGMA synchronous = NORMAL")
-            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-            return connection
-        except sqlite3.DatabaseError as error:
-            connection.close()
-            failure = error
-    raise _damaged(file, failure) from failure
-
-
-def _is_foreign(connection: sqlite3.Connection) -> bool:
-    tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-    return bool(tables) and connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID
-
-
-@contextlib.contextmanager
-def _explained(file: Path) -> Iterator[None]:
-    try:
-        yield
-    except (sqlite3.IntegrityError, sqlite3.ProgrammingError):
-        raise  # our bug
-    except sqlite3.OperationalError as error:
-        raise CollectionError(f"{printable(file)}: {error}") from error
-    except sqlite3.DatabaseError as error:
-        raise _damaged(file, error) from error
-
-
-def _damaged(file: Path, detail: object) -> DamagedError:
-    said = "; ".join(str(detail).splitlines())
-    return DamagedError(f"{printable(file)} is damaged ({said}): run vitembed index --rebuild")
+        """A row with ``ROW_COLUMNS`` and checksum, checked."""
+        if row_checksum(found[:-1]) != found[-1]:
+            raise damaged(self._file, f"the checksum of row {printable(str(found[0]))} differs")
+        row, path, external, *rest = found[:-1]
+        return Row(row, self._paths.decode(path, bool(external)), bool(external), *rest)
 
 
 def _absolute(path: Path) -> str:

@@ -4,21 +4,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitembed.collection.catalog import CATALOG_FILE, Catalog, DamagedError
+from vitembed.collection.catalog import CATALOG_FILE, VECTOR_TYPES, AbsentError, Catalog, DamagedError, Row
+from vitembed.collection.finding.background import Background, background
+from vitembed.collection.finding.facts import ImageFacts, image_facts, matching_ids, num_unknown
+from vitembed.collection.finding.where import parse_where
 from vitembed.collection.nearest import Hit, Nearest
-from vitembed.collection.plan import make_plan
+from vitembed.collection.plan import Plan, make_plan
 from vitembed.collection.update import StreamsVectors, UpdateProgress, UpdateReport, embed_plan, record_plan
 from vitembed.embeddings import Embeddings, unit_rows
 from vitembed.errors import BadImage, CollectionError, DataError, MismatchError, printable
+from vitembed.faults import about_to
 from vitembed.images.source import walk
 from vitembed.lock import exclusive
 
@@ -51,6 +56,7 @@ class Collection:
         dim: int,
         meta: dict[str, Any] | None = None,
         root: str | os.PathLike[str] | None = None,
+        vector_type: str | None = None,
         rebuild: bool = False,
     ) -> Collection:
         """Make a collection in ``directory``, or open the one that is there if it is of the same encoder.
@@ -62,10 +68,12 @@ class Collection:
             meta: JSON-safe facts about the encoder, for people.
             root: Paths below this folder are stored relative to it, so the collection can move with it. By default
                 the folder that holds the workspace.
+            vector_type: How vectors are stored: ``float16`` (the default: half the space, and the same neighbours) or
+                ``float32``.
             rebuild: Empty a collection that is there, whatever encoder or damage it has.
 
         Raises:
-            MismatchError: If the one that is there belongs to another encoder.
+            MismatchError: If the one that is there belongs to another encoder, or stores vectors in another type.
             CollectionError: If it cannot be written, is damaged, of a newer format, or held by another writer.
         """
         folder = _absolute(directory)
@@ -73,17 +81,23 @@ class Collection:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise CollectionError(f"cannot make {printable(folder)}: {error.strerror}") from error
-        with exclusive(folder / LOCK_FILE, CollectionError):
-            if _has_catalog(folder) and not rebuild:
-                collection = cls.open(folder)
-                try:
-                    collection._refuse_others(fingerprint, dim)
-                except MismatchError:
-                    collection.close()
-                    raise
-                return collection
+        if vector_type is not None and vector_type not in VECTOR_TYPES:
+            raise DataError(f"vector_type is {vector_type!r}, expected one of {', '.join(VECTOR_TYPES)}")
+        # To open what is there nothing is written, not even who does so.
+        with exclusive(folder / LOCK_FILE, CollectionError, announce=rebuild or not _has_catalog(folder)):
+            if not rebuild:
+                with contextlib.suppress(AbsentError):
+                    collection = cls.open(folder)
+                    try:
+                        collection._refuse_others(fingerprint, dim)
+                        collection._refuse_type(vector_type)
+                    except MismatchError:
+                        collection.close()
+                        raise
+                    return collection
             top = _default_root(folder) if root is None else _absolute(root)
-            catalog = _create_catalog(folder, str(top), fingerprint, dim, dict(meta or {}), rebuild)
+            stored_as = vector_type or "float16"
+            catalog = _create_catalog(folder, str(top), fingerprint, dim, dict(meta or {}), stored_as, rebuild)
             return cls(folder, catalog)
 
     @classmethod
@@ -110,6 +124,11 @@ class Collection:
     def meta(self) -> dict[str, Any]:
         """Facts about the encoder."""
         return dict(self._catalog.meta)
+
+    @property
+    def vector_type(self) -> str:
+        """How vectors are stored: ``float16`` or ``float32``."""
+        return self._catalog.vector_type
 
     @property
     def root(self) -> Path:
@@ -165,21 +184,26 @@ class Collection:
             DataError: If an input does not exist.
         """
         start = time.perf_counter()
-        with exclusive(self.directory / LOCK_FILE, CollectionError):
-            self._refuse_others(encoder.fingerprint, encoder.embed_dim)
-            inputs = [inputs] if isinstance(inputs, (str, os.PathLike)) else list(inputs)
-            entries, unreadable = walk(inputs, follow_symlinks=follow_symlinks)
-            with self._catalog.read():
-                self._catalog.check_same()
-                plan = make_plan(self._catalog.rows(), entries, unreadable, inputs, retry_bad=retry_bad)
-            record_plan(self._catalog, plan)
-            bad, embed_seconds, model_share = [error for _, error in plan.bad], 0.0, 0.0
-            more_bad = list[BadImage]()
-            if plan.embed:
-                more_bad, embed_seconds, model_share = embed_plan(
-                    self._catalog, plan, encoder, batch_size=batch_size, num_workers=num_workers, progress=progress
-                )
-            if plan.embed or plan.changes_catalog():
+        self._refuse_others(encoder.fingerprint, encoder.embed_dim)
+        with exclusive(self.directory / LOCK_FILE, CollectionError, announce=False):
+            pass  # another writer is met before the folders are walked, not after
+        inputs = [inputs] if isinstance(inputs, (str, os.PathLike)) else list(inputs)
+        plan, state = self._plan(inputs, follow_symlinks, retry_bad)
+        bad, embed_seconds, model_share = [error for _, error in plan.bad], 0.0, 0.0
+        more_bad = list[BadImage]()
+        if plan.embed or plan.changes_catalog():
+            with exclusive(self.directory / LOCK_FILE, CollectionError):
+                with self._catalog.read():
+                    self._catalog.check_same()
+                    is_current = self._catalog.state() == state
+                if not is_current:  # somebody wrote between the look and the lock
+                    plan, _ = self._plan(inputs, follow_symlinks, retry_bad)
+                    bad = [error for _, error in plan.bad]
+                record_plan(self._catalog, plan)
+                if plan.embed:
+                    more_bad, embed_seconds, model_share = embed_plan(
+                        self._catalog, plan, encoder, batch_size=batch_size, num_workers=num_workers, progress=progress
+                    )
                 self._nearest.publish()
         seconds = time.perf_counter() - start
         failed = {error.path for error in more_bad}
@@ -199,6 +223,16 @@ class Collection:
             images_per_second=num_embedded / embed_seconds if embed_seconds else 0.0,
             limit="model" if model_share >= 0.5 else "decode",
         )
+
+    def _plan(
+        self, inputs: Sequence[str | os.PathLike[str]], follow_symlinks: bool, retry_bad: bool
+    ) -> tuple[Plan, str]:
+        """What there is to do, and the state of the catalogue for which that holds."""
+        entries, unreadable = walk(inputs, follow_symlinks=follow_symlinks)
+        with self._catalog.read():
+            self._catalog.check_same()
+            plan = make_plan(self._catalog.rows(), entries, unreadable, inputs, retry_bad=retry_bad)
+            return plan, self._catalog.state()
 
     def update_from(self, embeddings: Embeddings) -> UpdateReport:
         """Take vectors from anywhere: rows with new ids are added, those with known ids replaced.
@@ -236,26 +270,74 @@ class Collection:
         seconds = time.perf_counter() - start
         return UpdateReport(added, changed, 0, unchanged, 0, [], 0, 0, seconds, 0.0, "decode")
 
-    def search(self, query: np.ndarray, *, k: int = 10, exclude_paths: Sequence[str] = ()) -> list[Hit]:
+    def search(
+        self,
+        query: np.ndarray,
+        *,
+        k: int = 10,
+        exclude_paths: Sequence[str] = (),
+        where: str | None = None,
+        min_score: float | None = None,
+        unique: float | None = None,
+    ) -> list[Hit]:
         """Images whose vectors are nearest to a query, exact, best first.
 
         Args:
             query: ``[d]``, of any length but zero; or ``[q, d]``: the mean of the unit vectors is searched for.
             k: How many; fewer come back if there are fewer.
             exclude_paths: Absolute paths (or external ids) that are left out.
+            where: Which images to look at, such as ``"name ~ '*.jpg' and width >= 640"`` (``finding/where.py``).
+            min_score: The least cosine of a result.
+            unique: Hide images whose cosine with a better result is at least this (near-duplicates).
 
         Raises:
-            DataError: If ``k`` < 1, or the query has another width, is zero or not finite.
+            DataError: If ``k`` < 1, the query has another width, is zero or not finite, ``where`` is no filter, or
+                ``unique`` no cosine.
             CollectionError: If another process has meanwhile rebuilt the collection.
         """
         vectors = np.atleast_2d(np.asarray(query))
         self._check_width(vectors)
-        return self._nearest.search(unit_rows(unit_rows(vectors).mean(axis=0, keepdims=True)), k, exclude_paths)[0]
+        if unique is not None and not 0 < unique <= 1:
+            raise DataError(f"unique is {unique}, expected a cosine above 0 and at most 1")
+        filter_ = None if where is None else parse_where(where)
+        unit = unit_rows(unit_rows(vectors).mean(axis=0, keepdims=True))
+        (hits,) = self._nearest.search(unit, k, exclude_paths, where=filter_, unique=unique)
+        return [hit for hit in hits if min_score is None or hit.score >= min_score]
 
-    def search_many(self, queries: np.ndarray, *, k: int = 10, exclude_paths: Sequence[str] = ()) -> list[list[Hit]]:
+    def search_many(
+        self, queries: np.ndarray, *, k: int = 10, exclude_paths: Sequence[str] = (), where: str | None = None
+    ) -> list[list[Hit]]:
         """The same for each row of ``queries`` ``[q, d]`` on its own."""
         self._check_width(np.asarray(queries))
-        return self._nearest.search(unit_rows(queries), k, exclude_paths)
+        filter_ = None if where is None else parse_where(where)
+        return self._nearest.search(unit_rows(queries), k, exclude_paths, where=filter_)
+
+    def background(self) -> Background:
+        """How alike pairs of different images here are: what tells a high score from an ordinary one."""
+        with self._catalog.read():
+            return background(self.directory, self._catalog)
+
+    def num_unknown(self, where: str) -> int:
+        """How many images a filter cannot judge, as what it asks for is not known of them."""
+        with self._catalog.read():
+            return num_unknown(self._catalog, parse_where(where))
+
+    def matches(self, where: str) -> np.ndarray:
+        """Which of the images that have a vector meet a filter, bool ``[n]``, in the order of ``facts``."""
+        filter_ = parse_where(where)
+        with self._catalog.read():
+            return np.isin(self._catalog.vector_ids(), matching_ids(self._catalog, filter_), assume_unique=True)
+
+    def facts(self) -> list[ImageFacts]:
+        """Path, size, age and content hash of each image that has a vector, in the order of ``vector_chunks``."""
+        with self._catalog.read():
+            return list(image_facts(self._catalog))
+
+    def vector_chunks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """All stored vectors in chunks: ids int64 ``[m]``, rising, and unit rows float32 ``[m, d]``."""
+        with self._catalog.read():
+            for ids, vectors in self._catalog.all_vectors():
+                yield ids, vectors.astype(np.float32)
 
     def vector(self, path: str | os.PathLike[str], *, unchanged: bool = False) -> np.ndarray | None:
         """The stored unit vector of an image, float32 ``[d]``; None if the collection has none.
@@ -276,6 +358,45 @@ class Collection:
             vector: np.ndarray = self._catalog.vectors([row.id])[0].astype(np.float32)
             return vector
 
+    def get(self, path: str | os.PathLike[str]) -> Row | None:
+        """What is known of an image, good or bad, or of an external id; None if nothing is."""
+        text = os.fsdecode(path)
+        with self._catalog.read():
+            return self._catalog.find(os.path.abspath(text)) or self._catalog.find(text)
+
+    def delete(self, paths: Sequence[str | os.PathLike[str]]) -> int:
+        """Forget images or external ids, in one transaction; files themselves are never touched.
+
+        A file that is still there comes back with the next ``update`` of its folder.
+
+        Args:
+            paths: Of images, or external ids; what is not in the collection is passed over.
+
+        Returns:
+            How many were forgotten.
+
+        Raises:
+            CollectionError: If another process is writing.
+        """
+        names = [os.fspath(paths)] if isinstance(paths, (str, os.PathLike)) else [os.fsdecode(path) for path in paths]
+        with exclusive(self.directory / LOCK_FILE, CollectionError):
+            with self._catalog.write():
+                self._catalog.check_same()
+                found = [self._catalog.find(os.path.abspath(name)) or self._catalog.find(name) for name in names]
+                rows = {row.id for row in found if row is not None}
+                self._catalog.delete(rows)
+            self._nearest.publish()
+        return len(rows)
+
+    def vacuum(self) -> None:
+        """Give the space of deleted and changed images back to the disk.
+
+        Raises:
+            CollectionError: If another process is writing, or the disk has no room for the copy that SQLite makes.
+        """
+        with exclusive(self.directory / LOCK_FILE, CollectionError):
+            self._catalog.vacuum()
+
     def paths(self) -> list[str]:
         """Of all images that have a vector: absolute paths and external ids, sorted."""
         with self._catalog.read():
@@ -295,7 +416,9 @@ class Collection:
         return Embeddings(vectors.astype(np.float32), [path for path, _ in found], self.fingerprint, None, meta)
 
     def verify(self) -> None:
-        """Check the truth by SQLite's own check, and the cache by its SHA-256; a damaged cache is made anew.
+        """Read everything: the truth by SQLite's own check and all checksums, the cache by its SHA-256.
+
+        A damaged cache is made anew.
 
         Raises:
             CollectionError: If the catalogue is damaged.
@@ -310,6 +433,13 @@ class Collection:
                 "was it embedded with another encoder?"
             )
 
+    def _refuse_type(self, vector_type: str | None) -> None:
+        if vector_type not in (None, self.vector_type):
+            raise MismatchError(
+                f"the collection in {printable(self.directory)} stores vectors as {self.vector_type}, not as "
+                f"{vector_type}: run vitembed index --rebuild, or leave the type out"
+            )
+
     def _refuse_others(self, fingerprint: str, dim: int) -> None:
         if fingerprint != self.fingerprint or dim != self.dim:
             raise MismatchError(
@@ -321,24 +451,29 @@ class Collection:
 
 def _has_catalog(folder: Path) -> bool:
     try:
-        return (folder / CATALOG_FILE).stat().st_size > 0  # empty: killed while it was made
+        return (folder / CATALOG_FILE).stat().st_size > 0
     except FileNotFoundError:
         return False
 
 
 def _create_catalog(
-    folder: Path, root: str, fingerprint: str, dim: int, meta: dict[str, Any], rebuild: bool
+    folder: Path, root: str, fingerprint: str, dim: int, meta: dict[str, Any], vector_type: str, rebuild: bool
 ) -> Catalog:
     file = folder / CATALOG_FILE
+
+    def create() -> Catalog:
+        return Catalog.create(file, root=root, fingerprint=fingerprint, dim=dim, meta=meta, vector_type=vector_type)
+
     try:
-        return Catalog.create(file, root=root, fingerprint=fingerprint, dim=dim, meta=meta)
+        return create()
     except DamagedError as error:  # beyond emptying
         if not rebuild:
             raise
         log.warning("%s; starting anew", error)
         for name in (CATALOG_FILE, f"{CATALOG_FILE}-wal", f"{CATALOG_FILE}-shm"):
+            about_to(f"delete {name}")
             (folder / name).unlink(missing_ok=True)
-        return Catalog.create(file, root=root, fingerprint=fingerprint, dim=dim, meta=meta)
+        return create()
 
 
 def _default_root(folder: Path) -> Path:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vitembed.collection.catalog import Catalog
+from vitembed.collection.finding.facts import matching_ids
+from vitembed.collection.finding.where import Where
 from vitembed.errors import CollectionError, DataError
 from vitembed.lock import exclusive
 
@@ -26,6 +28,9 @@ MAX_STALE_SHARE = 0.1
 SCORE_TOLERANCE = 1e-5
 _SPARE_ROWS = 16
 
+_Found = tuple[float, str, int]
+"""Score with its sign turned, path, id: their order is the order of results."""
+
 log = logging.getLogger("vitembed")
 
 
@@ -39,6 +44,8 @@ class Hit:
     """Absolute path, or the id that came with a vector from elsewhere."""
     score: float
     """Cosine with the query: rises with nearness, 1 at most (up to float16 rounding)."""
+    num_alike: int = 0
+    """Worse results that were hidden as near-duplicates of this one (``unique``)."""
 
 
 class Nearest:
@@ -52,8 +59,23 @@ class Nearest:
         self._dead = self._tail_ids = np.zeros(0, np.int64)
         self._tail = np.zeros((0, catalog.dim), np.float32)
 
-    def search(self, queries: np.ndarray, k: int, exclude_paths: Sequence[str] = ()) -> list[list[Hit]]:
+    def search(
+        self,
+        queries: np.ndarray,
+        k: int,
+        exclude_paths: Sequence[str] = (),
+        *,
+        where: Where | None = None,
+        unique: float | None = None,
+    ) -> list[list[Hit]]:
         """The ``k`` nearest rows (all, if there are fewer) for each unit query, float32 ``[q, d]``.
+
+        Args:
+            queries: What to look for.
+            k: How many.
+            exclude_paths: Rows to leave out.
+            where: Rows to look at; the others are not compared.
+            unique: Hide rows whose cosine with a better result is at least this.
 
         Raises:
             DataError: If ``k`` < 1.
@@ -64,12 +86,12 @@ class Nearest:
         with self._catalog.read():
             scan = self._refresh()
             try:
-                return self._search(scan, queries, k, exclude_paths)
+                return self._hits(scan, queries, k, exclude_paths, where, unique)
             except LookupError as error:
                 # Changed after it was opened: the checksum was right then.
                 log.warning("the vector cache contradicts the catalogue (%s): made anew", error)
                 self._scan, self._state = None, ""
-                return self._search(self._refresh(distrust=True), queries, k, exclude_paths)
+                return self._hits(self._refresh(distrust=True), queries, k, exclude_paths, where, unique)
 
     def publish(self) -> None:
         """Bring the cache file up to date if it is absent, damaged or stale."""
@@ -101,7 +123,7 @@ class Nearest:
         if scan is None or scan.state != state:
             alive = self._catalog.vector_ids()
             if scan is None or _num_stale(scan.ids, alive) > max(MAX_STALE_ROWS, MAX_STALE_SHARE * len(alive)):
-                scan = Scan.build(self._catalog.all_vectors(), self._catalog.dim, state)
+                scan = Scan.build(self._catalog.all_vectors(), self._catalog.dim, state, self._catalog.vector_type)
                 log.info("vector cache made from the catalogue: %d vectors", len(scan))
                 self._write(scan)
             self._dead = np.setdiff1d(scan.ids, alive, assume_unique=True)
@@ -112,18 +134,60 @@ class Nearest:
         self._scan, self._state = scan, state
         return scan
 
-    def _search(self, scan: Scan, queries: np.ndarray, k: int, exclude_paths: Sequence[str]) -> list[list[Hit]]:
+    def _hits(
+        self,
+        scan: Scan,
+        queries: np.ndarray,
+        k: int,
+        exclude_paths: Sequence[str],
+        where: Where | None,
+        unique: float | None,
+    ) -> list[list[Hit]]:
         rows = [row for row in map(self._catalog.find, exclude_paths) if row is not None and row.status == "ok"]
         excluded = np.array(sorted(row.id for row in rows), dtype=np.int64)
+        only = None if where is None else np.setdiff1d(matching_ids(self._catalog, where), excluded, assume_unique=True)
+        if unique is None:
+            return [_numbered(found) for found in self._search(scan, queries, k, excluded, only)]
+        return [self._unique(scan, query[None], k, excluded, only, unique) for query in queries]
+
+    def _unique(
+        self, scan: Scan, query: np.ndarray, k: int, excluded: np.ndarray, only: np.ndarray | None, threshold: float
+    ) -> list[Hit]:
+        """The best ``k`` that are not near-duplicates of a better one: more are fetched until there are as many."""
+        fetch = 2 * k + _SPARE_ROWS
+        while True:
+            (found,) = self._search(scan, query, fetch, excluded, only)
+            vectors = self._catalog.vectors([row for _, _, row in found]).astype(np.float32)
+            kept, num_alike = list[int](), list[int]()
+            for place, vector in enumerate(vectors):
+                alike = np.flatnonzero(vectors[kept] @ vector >= threshold)
+                if len(alike):
+                    num_alike[alike[0]] += 1
+                elif len(kept) < k:
+                    kept.append(place)
+                    num_alike.append(0)
+                else:
+                    break
+            if len(kept) == k or len(found) < fetch:
+                hits = _numbered([found[place] for place in kept])
+                return [replace(hit, num_alike=hidden) for hit, hidden in zip(hits, num_alike, strict=True)]
+            fetch *= 4
+
+    def _search(
+        self, scan: Scan, queries: np.ndarray, k: int, excluded: np.ndarray, only: np.ndarray | None
+    ) -> list[list[_Found]]:
         without = np.union1d(self._dead, excluded[_is_in(excluded, scan.ids)])
         kept = ~_is_in(self._tail_ids, excluded)
+        if only is not None:
+            kept &= _is_in(self._tail_ids, only)
+            only = only[_is_in(only, scan.ids)]
         tail_ids, tail_scores = self._tail_ids[kept], queries @ self._tail[kept].T
-        num_scanned = len(scan) - len(without)
+        num_scanned = len(scan) - len(without) if only is None else len(only)
         k = min(k, num_scanned + len(tail_ids))
         if k == 0:
             return [[] for _ in queries]
         fetch = min(num_scanned, k + _SPARE_ROWS)
-        all_scores, all_ids = scan.search(queries, fetch, without) if fetch else _nothing(len(queries))
+        all_scores, all_ids = scan.search(queries, fetch, without, only) if fetch else _nothing(len(queries))
         results = []
         for query, scores, ids, more_scores in zip(queries, all_scores, all_ids, tail_scores, strict=True):
             # Rows that score as the last result does may be more than were fetched: then the path decides among them,
@@ -133,13 +197,13 @@ class Nearest:
                 floor = np.partition(joined, len(joined) - k)[len(joined) - k] - SCORE_TOLERANCE
                 if len(scores) == num_scanned or scores[-1] < floor:
                     break
-                more = scan.search(query[None], min(num_scanned, 4 * len(scores)), without)
+                more = scan.search(query[None], min(num_scanned, 4 * len(scores)), without, only)
                 scores, ids = more[0][0], more[1][0]
             chosen = joined >= floor
             results.append(self._ranked(query, np.concatenate([ids, tail_ids])[chosen], joined[chosen], k))
         return results
 
-    def _ranked(self, query: np.ndarray, ids: np.ndarray, approximate: np.ndarray, k: int) -> list[Hit]:
+    def _ranked(self, query: np.ndarray, ids: np.ndarray, approximate: np.ndarray, k: int) -> list[_Found]:
         """The best ``k`` of the candidates by the catalogue's own vectors, whatever the cache says of them."""
         wanted = ids.tolist()
         paths = self._catalog.paths(wanted)
@@ -148,14 +212,18 @@ class Nearest:
         scores = products.sum(axis=1).astype(np.float32)
         if not np.allclose(scores, approximate, rtol=0, atol=100 * SCORE_TOLERANCE):
             raise LookupError("another score")
-        order = sorted(zip((-scores).tolist(), (paths[row] for row in wanted), strict=True))[:k]
-        return [Hit(rank, path, -score) for rank, (score, path) in enumerate(order, start=1)]
+        return sorted(zip((-scores).tolist(), (paths[row] for row in wanted), wanted, strict=True))[:k]
 
     def _cache(self) -> VectorCache:
         from vitembed.collection.ann import CacheKey, VectorCache
 
         catalog = self._catalog
-        key = CacheKey(collection_id=catalog.collection_id, fingerprint=catalog.fingerprint, dim=catalog.dim)
+        key = CacheKey(
+            collection_id=catalog.collection_id,
+            fingerprint=catalog.fingerprint,
+            dim=catalog.dim,
+            vector_type=catalog.vector_type,
+        )
         return VectorCache(self._directory, key)
 
     def _load(self) -> Scan | None:
@@ -177,8 +245,12 @@ class Nearest:
             log.info("vector cache not written: %s", error)
 
 
+def _numbered(found: list[_Found]) -> list[Hit]:
+    return [Hit(rank, path, -score) for rank, (score, path, _) in enumerate(found, start=1)]
+
+
 def _is_in(values: np.ndarray, rising: np.ndarray) -> np.ndarray:
-    """Which of a few values are among many sorted ones."""
+    """Which of the values are among the sorted ones."""
     if not len(rising):
         return np.zeros(len(values), bool)
     found: np.ndarray = rising[np.searchsorted(rising, values).clip(max=len(rising) - 1)] == values

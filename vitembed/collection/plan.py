@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from vitembed.collection.catalog import Row
 from vitembed.errors import BadImage
+from vitembed.images.extras import is_installed_now
 from vitembed.images.formats import open_regular
 from vitembed.images.source import FileEntry, is_image
 
@@ -44,7 +45,7 @@ class Plan:
     """Rows whose file is now elsewhere, and where."""
     touched: list[tuple[int, FileEntry]] = field(default_factory=list)
     """Rows whose file has a new stat and the same content."""
-    copied: list[tuple[int, Work]] = field(default_factory=list)
+    copied: list[tuple[Row, Work]] = field(default_factory=list)
     """Rows whose vector serves for another file of the same content."""
     bad: list[tuple[FileEntry, BadImage]] = field(default_factory=list)
     other: list[FileEntry] = field(default_factory=list)
@@ -87,7 +88,7 @@ def make_plan(
             doubtful.append((entry, row))
         elif row.status == "ok":
             plan.num_unchanged += 1
-        elif row.status == "bad" and not retry_bad:
+        elif row.status == "bad" and not retry_bad and not is_installed_now(row.reason or ""):
             plan.known_bad.append(BadImage(entry.path, row.reason or "bad"))
         elif row.status == "other" and entry.path not in named:
             plan.num_other += 1
@@ -154,7 +155,7 @@ def _judge(
             plan.moved.append((twin.id, entry))
             moved.add(twin.id)
         else:
-            plan.copied.append((twin.id, Work(entry, had_vector, content_hash)))
+            plan.copied.append((twin, Work(entry, had_vector, content_hash)))
 
 
 def _in_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[tuple[Item, Result]]:

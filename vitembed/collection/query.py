@@ -4,19 +4,46 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
 from vitembed.collection.collection import Collection
+from vitembed.collection.finding.crop import Crop
 from vitembed.collection.update import StreamsVectors
 from vitembed.embeddings import unit_rows
-from vitembed.errors import DataError, MismatchError, printable
+from vitembed.errors import DataError, MismatchError, ModelError, printable
 from vitembed.images.source import ImageRef, is_image
 
+if TYPE_CHECKING:
+    from vitembed.images.preprocess import Preprocess  # loads Pillow: not needed where every query is indexed
+
 Query = str | os.PathLike[str] | np.ndarray
+_IMAGES_AT_ONCE = 16
+"""Few enough to be decoded right here: starting workers takes longer."""
+
+
+@runtime_checkable
+class EmbedsArrays(Protocol):
+    """An encoder that takes preprocessed pixels: ``Encoder``, or ``OnnxEncoder``, which needs no torch."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest of everything that shapes a vector."""
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """How an image becomes its input."""
+
+    def embed_arrays(self, images: np.ndarray) -> np.ndarray:
+        """Vectors float32 ``[b, d]`` of uint8 images ``[b, s, s, c]``."""
+
+
+QueryEncoder = StreamsVectors | EmbedsArrays
 
 
 @dataclass(frozen=True)
@@ -32,53 +59,85 @@ class QueryVector:
 def query_vector(
     collection: Collection,
     queries: Sequence[Query],
-    encoder_factory: Callable[[], StreamsVectors],
+    encoder_factory: Callable[[], QueryEncoder],
     *,
     exclude: Sequence[Query] = (),
+    weights: Sequence[float] | None = None,
+    crop: Crop | None = None,
 ) -> QueryVector:
-    """Mean of the queries' unit vectors, less the mean of those of ``exclude``.
+    """Weighted mean of the queries' unit vectors, less the mean of those of ``exclude``.
 
     Args:
         collection: Where to search.
         queries: Paths of images, ids of the collection, or vectors ``[d]``.
         encoder_factory: Gives the encoder of the collection; not called when every image is indexed and unchanged.
         exclude: The same, to move away from.
+        weights: One for each query, above 0; all the same by default.
+        crop: The part of the one query image that counts.
 
     Raises:
-        DataError: If there is no query, one does not exist, or the vectors cancel out.
+        DataError: If there is no query, one does not exist, weights or crop do not fit, or the vectors cancel out.
         BadImage: If a query image cannot be read.
         MismatchError: If the encoder is not the one of the collection.
     """
     if not queries:
         raise DataError("no query image: name at least one")
-    everything = [*queries, *exclude]
-    vectors, own_paths = list[np.ndarray | None](), list[str]()
-    for query in everything:
+    shares = _shares(weights, len(queries))
+    vectors, own_paths = resolve_queries(collection, [*queries, *exclude], encoder_factory, crop=crop)
+    unit = unit_rows(vectors)
+    direction = shares @ unit[: len(queries)]
+    if exclude:
+        direction = direction - unit[len(queries) :].mean(axis=0)
+    # Rounding leaves something even of equal vectors, and its direction would be noise.
+    if np.linalg.norm(direction) < 1e-3:
+        raise DataError("the query vectors cancel out: nothing is left to search for")
+    return QueryVector(unit_rows(direction[None])[0], [name for names in own_paths for name in names])
+
+
+def resolve_queries(
+    collection: Collection,
+    queries: Sequence[Query],
+    encoder_factory: Callable[[], QueryEncoder],
+    *,
+    crop: Crop | None = None,
+) -> tuple[np.ndarray, list[list[str]]]:
+    """The vector of each query, float32 ``[q, d]``, and the names by which the collection may know it.
+
+    Raises:
+        VitembedError: As ``query_vector``.
+    """
+    vectors, own_paths = list[np.ndarray | None](), list[list[str]]()
+    for query in queries:
         if isinstance(query, np.ndarray):
             if query.shape != (collection.dim,):
                 raise DataError(
                     f"a query vector has shape {list(query.shape)}, the collection's are [{collection.dim}]"
                 )
             vectors.append(query)
+            own_paths.append([])
             continue
         names = _names(query)
-        own_paths.extend(names)
-        vectors.append(
-            next((found for name in names if (found := collection.vector(name, unchanged=True)) is not None), None)
-        )
+        own_paths.append(names)
+        known = (collection.vector(name, unchanged=True) for name in names)
+        vectors.append(None if crop else next((found for found in known if found is not None), None))
+    if crop is not None and (len(queries) > 1 or isinstance(queries[0], np.ndarray)):
+        raise DataError(f"crop {crop.text} is for one query image alone, got {len(queries)} queries")
     missing = [place for place, vector in enumerate(vectors) if vector is None]
     if missing:
-        embedded = _embed(collection, [_image(everything[place]) for place in missing], encoder_factory)
+        embedded = _embed(collection, [_image(queries[place]) for place in missing], encoder_factory, crop)
         for place, vector in zip(missing, embedded, strict=True):
             vectors[place] = vector
-    unit = unit_rows(np.stack([vector for vector in vectors if vector is not None]))
-    direction = unit[: len(queries)].mean(axis=0)
-    if exclude:
-        direction = direction - unit[len(queries) :].mean(axis=0)
-    # Rounding leaves something even of equal vectors, and its direction would be noise.
-    if np.linalg.norm(direction) < 1e-3:
-        raise DataError("the query vectors cancel out: nothing is left to search for")
-    return QueryVector(unit_rows(direction[None])[0], own_paths)
+    return np.stack([vector for vector in vectors if vector is not None]), own_paths
+
+
+def _shares(weights: Sequence[float] | None, num_queries: int) -> np.ndarray:
+    """Float32 ``[num_queries]`` that sum to 1."""
+    given = [1.0] * num_queries if weights is None else list(weights)
+    if len(given) != num_queries:
+        raise DataError(f"got {len(given)} weights for {num_queries} queries: expected one each, in the same order")
+    if not all(math.isfinite(weight) and weight > 0 for weight in given):
+        raise DataError(f"weights are {', '.join(f'{weight:g}' for weight in given)}: expected numbers above 0")
+    return (np.array(given) / sum(given)).astype(np.float32)
 
 
 def _names(query: str | os.PathLike[str]) -> list[str]:
@@ -98,7 +157,7 @@ def _image(query: Query) -> str:
 
 
 def _embed(
-    collection: Collection, paths: Sequence[str], encoder_factory: Callable[[], StreamsVectors]
+    collection: Collection, paths: Sequence[str], encoder_factory: Callable[[], QueryEncoder], crop: Crop | None
 ) -> list[np.ndarray]:
     encoder = encoder_factory()
     if encoder.fingerprint != collection.fingerprint:
@@ -106,9 +165,27 @@ def _embed(
             f"the collection is of encoder {collection.fingerprint[:12]}, the query's encoder is "
             f"{encoder.fingerprint[:12]}: run vitembed index --rebuild, or name another --workspace"
         )
+    if crop is not None and not isinstance(encoder, EmbedsArrays):
+        raise ModelError("this encoder takes whole files alone, so it cannot take a crop: cut the image yourself")
+    if isinstance(encoder, EmbedsArrays) and (len(paths) <= _IMAGES_AT_ONCE or not isinstance(encoder, StreamsVectors)):
+        return _embed_here(encoder, paths, crop)
+    assert isinstance(encoder, StreamsVectors)
     found: dict[int, np.ndarray] = {}
     for batch in encoder.stream([ImageRef(path) for path in paths], batch_size=min(64, len(paths))):
         for _, error in batch.bad:
             raise error
         found.update(zip(batch.indices.tolist(), batch.vectors, strict=True))
     return [found[place] for place in range(len(paths))]
+
+
+def _embed_here(encoder: EmbedsArrays, paths: Sequence[str], crop: Crop | None) -> list[np.ndarray]:
+    prepare = encoder.preprocess
+    vectors = list[np.ndarray]()
+    for start in range(0, len(paths), _IMAGES_AT_ONCE):
+        part = paths[start : start + _IMAGES_AT_ONCE]
+        if crop is not None:
+            pixels = [prepare.apply(crop.load(path, prepare.decode_options)) for path in part]
+        else:
+            pixels = [prepare.load(ImageRef(path)) for path in part]
+        vectors.extend(encoder.embed_arrays(np.stack(pixels)))
+    return vectors

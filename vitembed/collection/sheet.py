@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import html
-import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,8 +13,9 @@ from PIL import Image
 
 from vitembed.atomic import atomic_path
 from vitembed.errors import BadImage, DataError, printable
-from vitembed.images.decode import decode, decode_pil
-from vitembed.images.source import ImageRef
+from vitembed.page.picture import jpeg_uri
+from vitembed.page.picture import thumbnail as thumbnail  # callers of sheets draw single pictures too
+from vitembed.page.safe_text import safe
 
 
 @dataclass(frozen=True)
@@ -60,29 +58,12 @@ def write_sheet(
         DataError: If the file cannot be written. An image that cannot be read is shown as an empty frame.
     """
     blocks = "\n".join(_block(row, thumb_px) for row in rows)
-    page = _PAGE.format(title=_text(title), note=_text(note), style=_STYLE, blocks=blocks)
+    page = _PAGE.format(title=safe(title), note=safe(note), style=_STYLE, blocks=blocks)
     try:
         with atomic_path(path) as temp:
             temp.write_text(page, encoding="utf-8")
     except OSError as error:
         raise DataError(f"{printable(path)}: cannot write: {error.strerror or error}") from error
-
-
-def thumbnail(image: str | os.PathLike[str] | np.ndarray | Image.Image, thumb_px: int) -> Image.Image:
-    """The image as upright RGB, its longer side ``thumb_px`` at most.
-
-    Raises:
-        BadImage: If it is a file that cannot be read.
-    """
-    if isinstance(image, (str, os.PathLike)):
-        pixels = decode(ImageRef(os.path.abspath(os.fsdecode(image))), target_px=thumb_px)  # noqa: PTH100  # keeps links
-    elif isinstance(image, Image.Image):
-        pixels = decode_pil(image)
-    else:
-        pixels = image
-    small = Image.fromarray(pixels)
-    small.thumbnail((thumb_px, thumb_px), Image.Resampling.LANCZOS)
-    return small
 
 
 def problem_of(item: SheetImage, error: BadImage) -> str:
@@ -98,28 +79,16 @@ def _block(row: SheetRow, thumb_px: int) -> str:
 
 
 def _figure(item: SheetImage, thumb_px: int) -> str:
-    lines = [_text(line) for line in item.captions]
+    lines = [safe(line) for line in item.captions]
     try:
         picture = thumbnail(item.image, thumb_px)
-        file = io.BytesIO()
-        picture.save(file, "JPEG", quality=85)
-        data = base64.b64encode(file.getvalue()).decode("ascii")
         size = f'width="{picture.width}" height="{picture.height}"'
-        shown = f'<img src="data:image/jpeg;base64,{data}" {size} alt="{lines[-1] if lines else ""}">'
+        shown = f'<img src="{jpeg_uri(picture)}" {size} alt="{lines[-1] if lines else ""}">'
     except BadImage as error:
-        shown = f'<div class="missing">{_text(problem_of(item, error))}</div>'
+        shown = f'<div class="missing">{safe(problem_of(item, error))}</div>'
     tone = "" if item.tone is None else f' class="{item.tone}"'
     caption = "".join(f"<b>{line}</b>" if place == 0 else f"<span>{line}</span>" for place, line in enumerate(lines))
     return f"<figure{tone}>{shown}<figcaption>{caption}</figcaption></figure>"
-
-
-def _text(text: str) -> str:
-    """Safe inside an element and inside a quoted attribute, whatever bytes a file name holds."""
-    return html.escape("".join(sign if sign.isprintable() else _escaped(sign) for sign in printable(text)))
-
-
-def _escaped(sign: str) -> str:
-    return sign.encode("unicode_escape").decode("ascii")
 
 
 _STYLE = """

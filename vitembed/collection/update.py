@@ -21,8 +21,12 @@ MAX_UNCOMMITTED_IMAGES = 1_000
 MAX_UNCOMMITTED_SECONDS = 30.0
 
 
+@runtime_checkable
 class EmbeddedImages(Protocol):
-    """Some of the images that an encoder was given (``vitembed.model.encoder.EmbeddedBatch``)."""
+    """Some of the images that an encoder was given (``vitembed.model.encoder.EmbeddedBatch``).
+
+    It may also have ``image_sizes`` ``[b, 2]``: width and height of each image in its file, in pixels.
+    """
 
     @property
     def indices(self) -> np.ndarray: ...  # noqa: D102
@@ -99,13 +103,13 @@ class Uncommitted:
         self._catalog = catalog
         self._pool = ThreadPoolExecutor(2)
         self._since = time.monotonic()
-        self._good: list[tuple[Work, np.ndarray, Future[bytes | None] | None]] = []
+        self._good: list[tuple[Work, np.ndarray, tuple[int, int] | None, Future[bytes | None] | None]] = []
         self._bad: list[tuple[Work, BadImage]] = []
 
-    def add(self, work: Work, vector: np.ndarray) -> None:
+    def add(self, work: Work, vector: np.ndarray, image_size: tuple[int, int] | None) -> None:
         """Take a unit vector ``[d]``. Its file is hashed now, as the system has it in memory from decoding."""
         future = self._pool.submit(hash_content, work.entry) if work.content_hash is None else None
-        self._good.append((work, vector, future))
+        self._good.append((work, vector, image_size, future))
 
     def add_bad(self, work: Work, error: BadImage) -> None:
         """Take an image that has no vector."""
@@ -121,15 +125,23 @@ class Uncommitted:
         good, bad = self._good, self._bad
         # Forgotten first: if this write fails, it is not tried again on the way out.
         self._good, self._bad, self._since = [], [], time.monotonic()
-        hashed = [(work, vector, work.content_hash if job is None else job.result()) for work, vector, job in good]
+        hashed = [
+            (work, vector, image_size, work.content_hash if job is None else job.result())
+            for work, vector, image_size, job in good
+        ]
         if not hashed and not bad:
             return
         with self._catalog.write():
-            for work, vector, content_hash in hashed:
+            for work, vector, image_size, content_hash in hashed:
                 # A file that changed meanwhile has no hash here, and a stat that the next update finds out of date.
                 entry = work.entry
                 self._catalog.insert(
-                    entry.path, size=entry.size, mtime_ns=entry.mtime_ns, content_hash=content_hash, vector=vector
+                    entry.path,
+                    size=entry.size,
+                    mtime_ns=entry.mtime_ns,
+                    content_hash=content_hash,
+                    image_size=image_size,
+                    vector=vector,
                 )
             for work, error in bad:
                 insert_bad(self._catalog, work, error)
@@ -154,14 +166,19 @@ def record_plan(catalog: Catalog, plan: Plan) -> None:
         return
     with catalog.write():
         # Read before anything goes: two files that swapped names are each other's source.
-        vectors = catalog.vectors([row for row, _ in plan.copied])
+        vectors = catalog.vectors([row.id for row, _ in plan.copied])
         catalog.delete(plan.deleted)
-        for row, entry in (*plan.moved, *plan.touched):
-            catalog.relocate(row, entry.path, entry.size, entry.mtime_ns)
-        for (_, work), vector in zip(plan.copied, vectors, strict=True):
+        for row_id, entry in (*plan.moved, *plan.touched):
+            catalog.relocate(row_id, entry.path, entry.size, entry.mtime_ns)
+        for (row, work), vector in zip(plan.copied, vectors, strict=True):
             entry = work.entry
             catalog.insert(
-                entry.path, size=entry.size, mtime_ns=entry.mtime_ns, content_hash=work.content_hash, vector=vector
+                entry.path,
+                size=entry.size,
+                mtime_ns=entry.mtime_ns,
+                content_hash=work.content_hash,
+                image_size=None if row.width is None or row.height is None else (row.width, row.height),
+                vector=vector,
             )
         for entry, error in plan.bad:
             insert_bad(catalog, Work(entry, False, None), error)
@@ -196,12 +213,15 @@ def embed_plan(
                     f"the encoder gave vectors of shape {list(batch.vectors.shape)} for {len(batch.indices)} images, "
                     f"expected width {catalog.dim}"
                 )
-            for index, vector in zip(batch.indices.tolist(), _unit_or_none(batch.vectors), strict=True):
+            sizes = _image_sizes(batch)
+            for index, vector, image_size in zip(
+                batch.indices.tolist(), _unit_or_none(batch.vectors), sizes, strict=True
+            ):
                 work = plan.embed[index]
                 if vector is None:
                     errors.append((index, BadImage(work.entry.path, "its vector is zero or not finite")))
                 else:
-                    uncommitted.add(work, vector)
+                    uncommitted.add(work, vector, image_size)
             for index, error in errors:
                 uncommitted.add_bad(plan.embed[index], error)
                 bad.append(error)
@@ -223,6 +243,14 @@ def embed_plan(
     if done != len(refs):
         raise ModelError(f"the encoder answered for {done} of {len(refs)} images")
     return bad, time.perf_counter() - start, model_share
+
+
+def _image_sizes(batch: EmbeddedImages) -> list[tuple[int, int] | None]:
+    """Width and height of each image; None where the encoder does not tell."""
+    sizes = getattr(batch, "image_sizes", None)
+    if sizes is None:
+        return [None] * len(batch.indices)
+    return [(width, height) if width else None for width, height in sizes.tolist()]
 
 
 def _unit_or_none(vectors: np.ndarray) -> list[np.ndarray | None]:

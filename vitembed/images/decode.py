@@ -22,6 +22,7 @@ from PIL.Image import Image as PILImage
 from PIL.Image import Transpose
 
 from vitembed.errors import BadImage
+from vitembed.images.extras import develop, open_heif, open_raw, raw_size, require_extra
 from vitembed.images.formats import explain_os_error, open_regular, sniff_file
 from vitembed.images.memory import memory_bytes
 from vitembed.images.modes import to_rgb
@@ -49,7 +50,7 @@ class DecodeOptions:
     background: tuple[int, int, int] = (255, 255, 255)
     """RGB, 0..255, that shows through transparent pixels."""
     draft: bool = True
-    """Let JPEG decode at 1/2, 1/4 or 1/8 while the shorter side stays at least twice what is needed."""
+    """Let JPEG decode at 1/2, 1/4 or 1/8 and RAW at 1/2 while the shorter side stays at least twice what is needed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,8 @@ def decode_image(ref: ImageRef, options: DecodeOptions = DecodeOptions(), *, tar
         # Pillow's plugins raise anything on damaged files (struct.error, KeyError, zlib.error, ...), hence Exception;
         # only Pillow's work and to_rgb are inside.
         try:
+            if format_name == "RAW":
+                return _decode_raw(file, ref, options, target_px)
             with _whole_images_only(), _open(file, format_name, ref.path) as image:
                 if ref.frame:
                     _seek(image, ref)
@@ -140,6 +143,9 @@ def _open(file: BinaryIO, format_name: str, path: str) -> ImageFile.ImageFile:
     # Not Image.open: that one warns or raises by the program's MAX_IMAGE_PIXELS, and warnings cannot be silenced
     # thread-safely; and it would try every other plugin on a damaged file. No file name is handed on, as Pillow would
     # map the file into memory and a file truncated meanwhile would kill the process.
+    if format_name == "HEIF":
+        require_extra(format_name, path)
+        return open_heif(file)
     if format_name not in Image.OPEN:
         Image.init()
     if format_name not in Image.OPEN:
@@ -151,6 +157,18 @@ def _open(file: BinaryIO, format_name: str, path: str) -> ImageFile.ImageFile:
     opened = factory(file, "")
     assert isinstance(opened, ImageFile.ImageFile)
     return opened
+
+
+def _decode_raw(file: BinaryIO, ref: ImageRef, options: DecodeOptions, target_px: int | None) -> Decoded:
+    require_extra("RAW", ref.path)
+    if ref.frame:
+        raise BadImage(ref.path, f"has no frame {ref.frame}")
+    with open_raw(file) as raw:
+        width, height = raw_size(raw)
+        if width * height > pixel_limit():
+            raise BadImage(ref.path, _too_large((width, height)))
+        half = options.draft and target_px is not None and min(width, height) // 2 >= 2 * target_px
+        return Decoded(develop(raw, half=half), (width, height))
 
 
 class _StopsAtEnd(io.BufferedReader):
@@ -175,10 +193,11 @@ def _check_size(image: PILImage, full_size: tuple[int, int], path: str) -> None:
     # A scaled decode only needs memory for the small image, except that progressive JPEG keeps all coefficients.
     width, height = full_size if image.info.get("progressive") else image.size
     if width * height > pixel_limit():
-        raise BadImage(
-            path,
-            f"too large: {full_size[0]} x {full_size[1]} px, the limit here is {pixel_limit() // 10**6} megapixels",
-        )
+        raise BadImage(path, _too_large(full_size))
+
+
+def _too_large(size: tuple[int, int]) -> str:
+    return f"too large: {size[0]} x {size[1]} px, the limit here is {pixel_limit() // 10**6} megapixels"
 
 
 def _upright(image: PILImage, full_size: tuple[int, int], options: DecodeOptions) -> Decoded:

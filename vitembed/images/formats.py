@@ -1,7 +1,8 @@
 """Which image format a file holds, told by its first bytes and never by its name.
 
 Only raster formats that Pillow decodes in-process are named: EPS and WMF (they start another program), PDF, SVG and
-video are no images here. TGA alone has no magic bytes, so its header is believed only under a TGA suffix.
+video are no images here. TGA alone has no magic bytes, so its header is believed only under a TGA suffix. Many cameras'
+RAW files begin as any TIFF does, and are told from it by suffix: read as TIFF they would give a thumbnail, or noise.
 """
 # ruff: noqa: PTH122
 
@@ -22,11 +23,14 @@ IMAGE_SUFFIXES = frozenset(
     """
     .jpg .jpeg .jpe .jfif .mpo .png .apng .webp .avif .avifs .gif .tif .tiff .bmp .dib .ppm .pgm .pbm .pnm .pfm .ico
     .cur .jp2 .j2k .jpc .jpf .jpx .jpm .mj2 .icns .qoi .tga .icb .vda .vst .dds .pcx .dcx .sgi .rgb .rgba .bw .ras .psd
-    .xbm .xpm .blp .ftc .ftu .msp .fits .fit .heic .heif .hif .jxl
+    .xbm .xpm .blp .ftc .ftu .msp .fits .fit .heic .heif .hif .jxl .dng .nef .nrw .arw .sr2 .cr2 .cr3 .raf .orf .rw2
+    .pef .srw .x3f .3fr .iiq .rwl
     """.split()  # noqa: SIM905
 )
 """Lower-case suffixes by which a name claims to be an image; such a file without image content is a bad image."""
 
+_RAW_SUFFIXES = frozenset({".dng", ".nef", ".nrw", ".arw", ".sr2", ".cr2", ".pef", ".srw", ".3fr", ".iiq", ".rwl"})
+"""Of RAW files that are TIFF by their first bytes."""
 _TGA_SUFFIXES = frozenset({".tga", ".icb", ".vda", ".vst"})
 _HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
 
@@ -89,6 +93,8 @@ def sniff_file(file: BinaryIO, path: str) -> str | None:
     if not head:
         raise BadImage(path, "zero bytes")
     name = format_of(head)
+    if name == "TIFF" and (head[8:11] == b"CR\2" or os.path.splitext(path)[1].lower() in _RAW_SUFFIXES):
+        return "RAW"
     if name is None and os.path.splitext(path)[1].lower() in _TGA_SUFFIXES and _is_tga(head):
         return "TGA"
     return name
@@ -113,6 +119,8 @@ def _iso_media_format(head: bytes) -> str | None:
     brands = {box[0:4], *(box[i : i + 4] for i in range(8, len(box), 4))}
     if brands & {b"avif", b"avis"}:
         return "AVIF"
+    if b"crx " in brands:  # Canon's CR3
+        return "RAW"
     return "HEIF" if brands & _HEIF_BRANDS else None
 
 
@@ -154,6 +162,12 @@ _MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"GIF89a", "GIF"),
     (b"II*\0", "TIFF"),
     (b"MM\0*", "TIFF"),
+    (b"FUJIFILMCCD-RAW", "RAW"),
+    (b"IIRO", "RAW"),
+    (b"IIRS", "RAW"),
+    (b"MMOR", "RAW"),
+    (b"IIU\0", "RAW"),
+    (b"FOVb", "RAW"),
     (b"II+\0", "TIFF"),
     (b"MM\0+", "TIFF"),
     (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG2000"),

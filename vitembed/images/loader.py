@@ -1,4 +1,8 @@
-"""Image references to batches of pixels, decoded by threads ahead of the model, in order, bad images set aside."""
+"""Image references to batches of pixels, decoded ahead of the model, in order, bad images set aside.
+
+By threads of this process (Pillow frees the interpreter lock while decoding) or, ``isolated``, by processes of their
+own, which cost a quarter of a second to start, decode as fast, and survive what a decoder may do (``pool.py``).
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,11 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from vitembed.errors import BadImage
+from vitembed.images.loaded import Loaded
+from vitembed.images.pool import load_in_processes
 from vitembed.images.source import ImageRef
+
+_IMAGES_WORTH_A_PROCESS = 8
 
 
 @dataclass(frozen=True)
@@ -26,20 +34,24 @@ class Batch:
     """RGB pixels, row by row those of ``indices``."""
     bad: list[tuple[int, BadImage]]
     """Position and reason of each image that was met on the way and could not be decoded."""
+    image_sizes: Int64[np.ndarray, "b 2"]
+    """Width and height of the upright originals, in pixels; 0 where ``load`` does not tell."""
     decode_seconds: float
     """Time that the workers spent on these images, summed over workers."""
 
 
-_Result = tuple[np.ndarray | BadImage, float]
+_Load = Callable[[ImageRef], np.ndarray | Loaded]
+_Result = tuple[np.ndarray | Loaded | BadImage, float]
 
 
 def load_batches(
     refs: Sequence[ImageRef],
-    load: Callable[[ImageRef], np.ndarray],
+    load: _Load,
     *,
     batch_size: int,
     num_workers: int | None = None,
     prefetch: int = 3,
+    isolated: bool = False,
 ) -> Generator[Batch, None, None]:
     """Batches of decoded images in the order of ``refs``; every position comes up once, in ``indices`` or in ``bad``.
 
@@ -51,12 +63,13 @@ def load_batches(
 
     Args:
         refs: Images to load.
-        load: Gives uint8 [s, s, 3], the same size for all, or raises ``BadImage``; called from several threads.
-            ``Preprocess.load`` is one.
+        load: Gives uint8 [s, s, 3], the same size for all, alone or as ``Loaded``, or raises ``BadImage``; called from
+            several threads. ``Preprocess.load`` and ``Preprocess.load_image`` are such.
         batch_size: Good images per batch.
-        num_workers: Threads (Pillow frees the interpreter lock while decoding); default one per core, 0 loads in the
-            caller's thread.
+        num_workers: Threads or processes; default one per core, 0 loads in the caller's thread.
         prefetch: Batches that are decoded ahead.
+        isolated: Load in processes, so that a crash or a hang costs one image; ``load`` must be picklable then, and
+            give ``Loaded``.
 
     Raises:
         ValueError: If ``batch_size`` or ``prefetch`` is below 1 or ``num_workers`` below 0.
@@ -67,7 +80,17 @@ def load_batches(
             f"num_workers ({num_workers}) at least 0"
         )
     workers = default_workers() if num_workers is None else num_workers
-    return _collect(refs, load, batch_size, workers, batch_size * prefetch)
+    look_ahead = batch_size * prefetch
+    results: Generator[_Result, None, None]
+    if not workers:
+        results = (_timed(load, ref) for ref in refs)
+    elif isolated:
+        # No more processes than images to be shared out among them.
+        workers = max(1, min(workers, len(refs) // _IMAGES_WORTH_A_PROCESS))
+        results = load_in_processes(refs, load, num_workers=workers, look_ahead=look_ahead)  # type: ignore[arg-type]
+    else:
+        results = _in_threads(refs, load, workers, look_ahead)
+    return _collect(results, batch_size)
 
 
 def default_workers() -> int:
@@ -77,33 +100,31 @@ def default_workers() -> int:
     return os.cpu_count() or 1
 
 
-def _collect(
-    refs: Sequence[ImageRef], load: Callable[[ImageRef], np.ndarray], batch_size: int, workers: int, look_ahead: int
-) -> Generator[Batch, None, None]:
-    indices, images, bad, seconds = list[int](), list[np.ndarray](), list[tuple[int, BadImage]](), 0.0
+def _collect(results: Generator[_Result, None, None], batch_size: int) -> Generator[Batch, None, None]:
+    indices, images, sizes = list[int](), list[np.ndarray](), list[tuple[int, int]]()
+    bad, seconds = list[tuple[int, BadImage]](), 0.0
     side = 0
-    results = _ordered(refs, load, workers, look_ahead) if workers else (_timed(load, ref) for ref in refs)
     try:
         for position, (result, took) in enumerate(results):
             seconds += took
             if isinstance(result, BadImage):
                 bad.append((position, result))
             else:
+                pixels, size = result if isinstance(result, Loaded) else (result, (0, 0))
                 indices.append(position)
-                images.append(result)
-                side = len(result)
+                images.append(pixels)
+                sizes.append(size)
+                side = len(pixels)
             if len(images) == batch_size or (not images and len(bad) == batch_size):
-                yield _batch(indices, images, bad, seconds, side)
-                indices, images, bad, seconds = [], [], [], 0.0
+                yield _batch(indices, images, sizes, bad, seconds, side)
+                indices, images, sizes, bad, seconds = [], [], [], [], 0.0
         if images or bad:
-            yield _batch(indices, images, bad, seconds, side)
+            yield _batch(indices, images, sizes, bad, seconds, side)
     finally:
         results.close()
 
 
-def _ordered(
-    refs: Sequence[ImageRef], load: Callable[[ImageRef], np.ndarray], workers: int, look_ahead: int
-) -> Generator[_Result, None, None]:
+def _in_threads(refs: Sequence[ImageRef], load: _Load, workers: int, look_ahead: int) -> Generator[_Result, None, None]:
     pool = ThreadPoolExecutor(workers, thread_name_prefix="vitembed-decode")
     pending = deque[Future[_Result]]()
     try:
@@ -117,17 +138,22 @@ def _ordered(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _timed(load: Callable[[ImageRef], np.ndarray], ref: ImageRef) -> _Result:
+def _timed(load: _Load, ref: ImageRef) -> _Result:
     start = time.perf_counter()
     try:
-        result: np.ndarray | BadImage = load(ref)
+        result: np.ndarray | Loaded | BadImage = load(ref)
     except BadImage as error:
         result = error
     return result, time.perf_counter() - start
 
 
 def _batch(
-    indices: list[int], images: list[np.ndarray], bad: list[tuple[int, BadImage]], seconds: float, side: int
+    indices: list[int],
+    images: list[np.ndarray],
+    sizes: list[tuple[int, int]],
+    bad: list[tuple[int, BadImage]],
+    seconds: float,
+    side: int,
 ) -> Batch:
     pixels = np.stack(images) if images else np.zeros((0, side, side, 3), np.uint8)
-    return Batch(np.array(indices, np.int64), pixels, bad, seconds)
+    return Batch(np.array(indices, np.int64), pixels, bad, np.array(sizes, np.int64).reshape(-1, 2), seconds)

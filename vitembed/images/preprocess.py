@@ -16,10 +16,12 @@ from PIL.Image import Resampling
 
 from vitembed.errors import DataError, ModelError
 from vitembed.images.decode import DecodeOptions, decode_image, upright_pil
+from vitembed.images.loaded import Loaded
 from vitembed.images.source import ImageRef
 
-Resize = Literal["crop", "squash", "pad"]
-Interpolation = Literal["bilinear", "bicubic", "lanczos"]
+Resize = Literal["crop", "squash", "squash+crop", "pad"]
+Interpolation = Literal["bilinear", "bicubic", "lanczos", "box", "hamming"]
+CropOffset = Literal["round", "floor"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -34,7 +36,11 @@ _RESAMPLING = {
     "bilinear": Resampling.BILINEAR,
     "bicubic": Resampling.BICUBIC,
     "lanczos": Resampling.LANCZOS,
+    "box": Resampling.BOX,
+    "hamming": Resampling.HAMMING,
 }
+# Fields that came later: left out of fingerprints and allowed to be absent while they have this value.
+_LATER = {"crop_offset": "round"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +51,10 @@ class Preprocess:
     """Side of the square that the ViT sees."""
     resize: Resize = "crop"
     """``crop``: the shorter side becomes ``img_size / crop_pct``, then the centre is cut out. ``squash``: both sides
-    become ``img_size``, whatever the aspect. ``pad``: the longer side does, the rest shows the background."""
+    become ``img_size``, whatever the aspect. ``squash+crop``: both become ``img_size / crop_pct``, then the centre is
+    cut out. ``pad``: the longer side becomes ``img_size``, the rest shows the background."""
     crop_pct: float = 1.0
-    """Share of the shorter side that the centre crop keeps, in (0, 1]; only for ``crop``."""
+    """Share of the side that the centre crop keeps, in (0, 1]; only for ``crop`` and ``squash+crop``."""
     interpolation: Interpolation = "bicubic"
     """Filter of the resize; always antialiased."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
@@ -60,13 +67,15 @@ class Preprocess:
     """Scaled JPEG decode while the shorter side stays at least twice what the resize needs."""
     in_chans: int = 3
     """Channels that the ViT takes; pixels are always RGB here."""
+    crop_offset: CropOffset = "round"
+    """Where an odd margin goes: ``round`` as torchvision and timm (halves to even), ``floor`` as transformers."""
 
     def __post_init__(self) -> None:
         """Refuse values that no image could be preprocessed with."""
         problems = []
         if self.img_size < 1:
             problems.append(f"img_size is {self.img_size}, must be at least 1")
-        problems += _wrong_choices({"resize": self.resize, "interpolation": self.interpolation})
+        problems += _wrong_choices({name: getattr(self, name) for name in _CHOICES})
         if not 0 < self.crop_pct <= 1:
             problems.append(f"crop_pct is {self.crop_pct}, must be above 0 and at most 1")
         if not all(math.isfinite(value) for value in (*self.mean, *self.std)) or min(self.std) <= 0:
@@ -89,7 +98,12 @@ class Preprocess:
         Raises:
             BadImage: If the file cannot be decoded in full.
         """
-        return np.array(self._fit(decode_image(ref, self.decode_options, target_px=self._short_px()).image))
+        return self.load_image(ref).pixels
+
+    def load_image(self, ref: ImageRef) -> Loaded:
+        """As ``load``, with the size that the image has in its file."""
+        decoded = decode_image(ref, self.decode_options, target_px=self._short_px())
+        return Loaded(np.array(self._fit(decoded.image)), decoded.full_size)
 
     def apply(self, image: np.ndarray | PILImage) -> UInt8[np.ndarray, "{self.img_size} {self.img_size} 3"]:
         """Do the same to an image in memory.
@@ -117,8 +131,9 @@ class Preprocess:
         known = {field.name: getattr(cls(), field.name) for field in fields(cls)}
         if unknown := sorted(set(values) - set(known)):
             raise ModelError(f"preprocess: unknown key {', '.join(unknown)} (known: {', '.join(known)})")
-        if missing := [name for name in known if name not in values]:
+        if missing := [name for name in known if name not in values and name not in _LATER]:
             raise ModelError(f"preprocess: missing key {', '.join(missing)}")
+        values = {**_LATER, **values}
         typed = {name: _typed(name, values[name], like=default) for name, default in known.items()}
         if wrong := _wrong_choices(typed):
             raise ModelError(f"preprocess: {'; '.join(wrong)}")
@@ -130,17 +145,22 @@ class Preprocess:
     def canonical(self) -> str:
         """Canonical JSON of everything here that changes a vector, for fingerprints."""
         floats = {"crop_pct": float(self.crop_pct), "mean": [*map(float, self.mean)], "std": [*map(float, self.std)]}
-        return json.dumps(self.to_dict() | floats | {"rules": _RULES}, sort_keys=True, separators=(",", ":"))
+        values = {key: value for key, value in self.to_dict().items() if _LATER.get(key) != value}
+        return json.dumps(values | floats | {"rules": _RULES}, sort_keys=True, separators=(",", ":"))
 
     def _short_px(self) -> int:
         """Length of the resized shorter side, before any crop."""
-        return math.floor(self.img_size / self.crop_pct) if self.resize == "crop" else self.img_size
+        return math.floor(self.img_size / self.crop_pct) if self.resize.endswith("crop") else self.img_size
 
     def _fit(self, image: PILImage) -> PILImage:
         size, filter_ = self.img_size, _RESAMPLING[self.interpolation]
         width, height = image.size
         if self.resize == "squash":
             return image.resize((size, size), filter_)
+        if self.resize == "squash+crop":
+            whole = self._short_px()
+            start = self._margin(whole)
+            return image.resize((whole, whole), filter_).crop((start, start, start + size, start + size))
         if self.resize == "pad":
             scale = size / max(width, height)
             inner = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -156,13 +176,17 @@ class Preprocess:
             resized = (short, int(short * height / width))
         else:
             resized = (int(short * width / height), short)
-        left, top = (round((side - size) / 2.0) for side in resized)
+        left, top = (self._margin(side) for side in resized)
         if max(resized) <= _MAX_ASPECT * short:
             return image.resize(resized, filter_).crop((left, top, left + size, top + size))
         # A 1 x 5000 image would become 224 x 1 120 000 first: resize only the part that survives the crop.
         x, y = width / resized[0], height / resized[1]
         box = (left * x, top * y, min((left + size) * x, width), min((top + size) * y, height))
         return image.resize((size, size), filter_, box=box)
+
+    def _margin(self, side: int) -> int:
+        """What the centre crop cuts off before its start."""
+        return (side - self.img_size) // 2 if self.crop_offset == "floor" else round((side - self.img_size) / 2.0)
 
 
 def _as_pil(image: np.ndarray | PILImage) -> PILImage:
@@ -179,11 +203,17 @@ def _as_pil(image: np.ndarray | PILImage) -> PILImage:
     return Image.fromarray(np.ascontiguousarray(image))
 
 
+_CHOICES = {
+    "resize": get_args(Resize),
+    "interpolation": get_args(Interpolation),
+    "crop_offset": get_args(CropOffset),
+}
+
+
 def _wrong_choices(values: Mapping[str, Any]) -> list[str]:
-    allowed = {"resize": get_args(Resize), "interpolation": get_args(Interpolation)}
     return [
         f"{name} is {values[name]!r}, must be one of {', '.join(choices)}"
-        for name, choices in allowed.items()
+        for name, choices in _CHOICES.items()
         if values[name] not in choices
     ]
 

@@ -6,6 +6,7 @@ fingerprint and the format version. The folder is published whole: written besid
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -23,11 +24,19 @@ from torch import Tensor
 from vitembed.config import ViTConfig, to_dict
 from vitembed.errors import ConfigError, ModelError
 from vitembed.images.preprocess import Preprocess
+from vitembed.model.timm_encoder import TimmConfig
 from vitembed.model.vit import VisionTransformer
 
 FORMAT_VERSION = 1
 WEIGHTS_FILE = "encoder.safetensors"
 CONFIG_FILE = "config.json"
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(ViTConfig)}
+_FIRST_FIELDS = {
+    "img_size", "patch_size", "embed_dim", "depth", "num_heads", "in_chans", "mlp_ratio", "qkv_bias", "num_registers",
+    "pos_embed", "no_embed_class", "init_values", "drop_path_rate",
+}  # fmt: skip
+LATER_FIELDS = [name for name in _DEFAULTS if name not in _FIRST_FIELDS]
+"""Settings of an architecture that came after the first models: at their default they are as if they were not there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,15 +51,18 @@ class SavedModel:
     fingerprint: str
 
 
-def fingerprint(weights: Mapping[str, Tensor], config: ViTConfig, preprocess: Preprocess, pool: str) -> str:
+def fingerprint(
+    weights: Mapping[str, Tensor], config: ViTConfig | TimmConfig, preprocess: Preprocess, pool: str
+) -> str:
     """SHA-256 over everything that changes a vector: weights, architecture, preprocessing and pooling, in hex.
 
     Stochastic depth is left out, as it is off when embedding.
     """
     digest = hashlib.sha256()
     architecture = {key: value for key, value in to_dict(config).items() if key != "drop_path_rate"}
-    if config.stem == "patch":  # models from before there was a choice keep their fingerprint
-        del architecture["stem"]
+    for name in LATER_FIELDS:  # models from before there was a choice keep their fingerprint
+        if architecture.get(name, ...) == _DEFAULTS[name]:
+            del architecture[name]
     digest.update(json.dumps(architecture, sort_keys=True).encode())
     digest.update(preprocess.canonical().encode())
     digest.update(pool.encode())
@@ -137,7 +149,8 @@ def read_model(directory: str | Path) -> SavedModel:
         vit = VisionTransformer(vit_config)
     _check_weights(weights, vit, directory)
     vit.load_state_dict(weights, strict=True, assign=True)
-    vit.pos_embed.requires_grad_(vit_config.pos_embed == "learned")
+    if vit.pos_embed is not None:
+        vit.pos_embed.requires_grad_(vit_config.pos_embed == "learned")
     actual = fingerprint(weights, vit_config, preprocess, pool)
     if actual != stored:
         raise ModelError(

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -18,14 +16,18 @@ from torch import Tensor
 
 from vitembed.device import resolve_device
 from vitembed.embeddings import Embeddings
-from vitembed.errors import BadImage, ConfigError, DataError, ModelError, VitembedError
+from vitembed.errors import BadImage, ConfigError, DataError
 from vitembed.images.loader import load_batches
 from vitembed.images.preprocess import Preprocess
 from vitembed.images.source import ImageRef, find_images
-from vitembed.model.checkpoint import fingerprint, read_model
+from vitembed.model.checkpoint import fingerprint
+from vitembed.model.speed import Speed
+from vitembed.model.timm_encoder import TimmEncoder
 from vitembed.model.vit import Tokens, VisionTransformer
 
 POOLS = ("cls", "mean", "cls+mean")
+_FEW_IMAGES = 8
+"""So many are decoded before another process could have started."""
 ImageLike = str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8]
 """A path, or an image in memory: Pillow's, or uint8 [h, w], [h, w, 3], [h, w, 4]."""
 
@@ -44,6 +46,8 @@ class EmbeddedBatch:
     """Time that worker threads spent on decoding."""
     model_seconds: float
     """Time that the model took."""
+    image_sizes: npt.NDArray[np.int64] | None = None
+    """Width and height of the upright originals in pixels, [b, 2]."""
 
 
 class Encoder:
@@ -57,14 +61,17 @@ class Encoder:
         device: Where it runs.
         provenance: Facts about where the weights come from.
         licence: Licence of the weights.
+        speed: exact, half, tome:R or half+tome:R: what to give up for faster vectors (``vitembed.model.speed``).
+        reference: What ``load`` gives the very same weights for, from any folder; none: ``name``.
 
     Raises:
-        ConfigError: If ``pool`` is unknown.
+        ConfigError: If ``pool`` or ``speed`` is unknown.
+        ModelError: If this model's tokens cannot be merged as ``speed`` asks.
     """
 
     def __init__(
         self,
-        vit: VisionTransformer,
+        vit: VisionTransformer | TimmEncoder,
         preprocess: Preprocess,
         *,
         pool: str = "cls",
@@ -72,20 +79,32 @@ class Encoder:
         device: torch.device | None = None,
         provenance: dict[str, Any] | None = None,
         licence: str | None = None,
+        speed: str | Speed = "exact",
+        reference: str | None = None,
     ) -> None:
         if pool not in POOLS:
             raise ConfigError(f"unknown pool {pool!r}: expected one of {', '.join(POOLS)}")
+        if pool != "mean" and not vit.config.has_cls:
+            raise ConfigError(f"pool {pool!r} needs a cls token, which this architecture does not have: use mean")
+        if pool != "cls" and not isinstance(vit, VisionTransformer):
+            raise ConfigError(
+                f"pool {pool!r} needs patch tokens, which {vit.config.architecture} does not give: use cls"
+            )
         self.device = device or torch.device("cpu")
-        self.vit = vit.to(self.device).eval()
+        # timm's models do all that this class asks of a ViT; who needs more of one asks whether it is one.
+        self.vit = cast(VisionTransformer, vit.to(self.device).eval())
         self.preprocess = preprocess
         self.pool = pool
         self.name = name
         self.provenance = provenance or {}
         self.licence = licence
-        self.fingerprint = fingerprint(vit.state_dict(), vit.config, preprocess, pool)
+        self.reference = reference or name
+        self.speed = Speed.parse(speed)
+        self.fingerprint = self.speed.mark(fingerprint(vit.state_dict(), vit.config, preprocess, pool))
         self.embed_dim = vit.config.embed_dim * (2 if pool == "cls+mean" else 1)
         self._mean = torch.tensor(preprocess.mean, device=self.device).reshape(1, -1, 1, 1)
         self._std = torch.tensor(preprocess.std, device=self.device).reshape(1, -1, 1, 1)
+        self._forward = self.speed.applied(self.vit, self.device)
 
     def embed(
         self,
@@ -129,6 +148,8 @@ class Encoder:
         if bad and on_bad == "raise":
             raise bad[0]
         vectors, ids, total = [], [], len(refs) + len(bad)
+        if num_workers is None and len(refs) <= _FEW_IMAGES:
+            num_workers = 0
         for batch in self.stream(refs, batch_size=batch_size, num_workers=num_workers):
             if batch.bad and on_bad == "raise":
                 raise batch.bad[0][1]
@@ -146,12 +167,19 @@ class Encoder:
     def stream(
         self, refs: Sequence[ImageRef], *, batch_size: int = 64, num_workers: int | None = None
     ) -> Iterator[EmbeddedBatch]:
-        """Vectors batch by batch while the next images are being decoded; bounded memory for any number of images."""
-        for batch in load_batches(refs, self.preprocess.load, batch_size=batch_size, num_workers=num_workers):
+        """Vectors batch by batch while the next images are being decoded; bounded memory for any number of images.
+
+        Images are decoded in processes, so that one that crashes or hangs its decoder is just a bad image;
+        ``num_workers=0`` decodes in this one, which answers a quarter of a second sooner for a few.
+        """
+        batches = load_batches(
+            refs, self.preprocess.load_image, batch_size=batch_size, num_workers=num_workers, isolated=True
+        )
+        for batch in batches:
             start = time.perf_counter()
             vectors = self.embed_arrays(batch.images)
             seconds = time.perf_counter() - start
-            yield EmbeddedBatch(batch.indices, vectors, batch.bad, batch.decode_seconds, seconds)
+            yield EmbeddedBatch(batch.indices, vectors, batch.bad, batch.decode_seconds, seconds, batch.image_sizes)
 
     def embed_arrays(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Vectors of preprocessed images.
@@ -171,14 +199,14 @@ class Encoder:
     def tokens(self, images: Tensor) -> Tokens:
         """Tokens of preprocessed images, uint8 [b, s, s, c] on the encoder's device."""
         pixels = images.permute(0, 3, 1, 2).float().div(255.0)
-        tokens: Tokens = self.vit((pixels - self._mean) / self._std)
+        tokens: Tokens = self._forward((pixels - self._mean) / self._std)
         return tokens
 
     def pooled(self, tokens: Tokens) -> Tensor:
         """One vector per image, [b, d]."""
         if self.pool == "cls":
             return tokens.cls
-        mean = tokens.patches.mean(dim=1)
+        mean = self.vit.mean_pool(tokens)
         return mean if self.pool == "mean" else torch.cat([tokens.cls, mean], dim=1)
 
 
@@ -197,40 +225,39 @@ def _listed(inputs: Sequence[str | os.PathLike[str]]) -> tuple[list[ImageRef], l
     return refs, bad
 
 
-def load(model: str | os.PathLike[str] | None = None, *, device: str = "auto", pool: str | None = None) -> Encoder:
-    """The encoder in a model folder; without a name the workspace's own.
+def load(
+    model: str | os.PathLike[str] | None = None,
+    *,
+    device: str = "auto",
+    pool: str | None = None,
+    speed: str = "exact",
+) -> Encoder:
+    """The encoder that a name means; without a name the workspace's own.
 
     Args:
-        model: A model folder, or the name given to ``vitembed pretrain --name`` in this workspace.
+        model: A model folder; a weights file or folder of another project (timm, transformers, MAE, DINO ...); the
+            name given to ``vitembed pretrain --name`` in this workspace; or a public name such as ``dinov2-small``,
+            ``timm/NAME`` or ``org/name`` on the Hugging Face hub, also with ``@REVISION``.
         device: auto, cpu, cuda, cuda:N or mps.
         pool: cls, mean or cls+mean, instead of the model's own choice.
+        speed: exact, half (16 bits), tome:R (each block merges R tokens) or half+tome:R.
 
     Raises:
         ModelError: If there is no usable model there.
         VitembedError: Without ``model``, if there is no workspace.
     """
-    from vitembed.workspace import find_workspace
+    from vitembed.model.opening import open_model
 
-    if model is None:
-        workspace = find_workspace()
-        directory = workspace.model_dir
-        if not directory.is_dir():
-            raise ModelError(
-                f"the workspace {workspace.dir} has no model yet: run `vitembed pretrain IMAGES` first, "
-                "or name a model folder with --model"
-            )
-    else:
-        directory = Path(model)
-        if not directory.exists() and len(directory.parts) == 1:
-            with contextlib.suppress(VitembedError):
-                directory = find_workspace().dir / "models" / directory.name
-    saved = read_model(directory)
+    chosen = resolve_device(device)
+    opened = open_model(model)
     return Encoder(
-        saved.vit,
-        saved.preprocess,
-        pool=pool or saved.pool,
-        name=str(model or directory),
-        device=resolve_device(device),
-        provenance=saved.provenance,
-        licence=saved.licence,
+        opened.vit,
+        opened.preprocess,
+        pool=pool or opened.pool,
+        name=opened.name,
+        device=chosen,
+        provenance=opened.provenance,
+        licence=opened.licence,
+        speed=speed,
+        reference=opened.reference,
     )

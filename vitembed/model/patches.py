@@ -14,10 +14,10 @@ class PatchEmbed(nn.Module):
     Source: Dosovitskiy et al. 2020, arXiv:2010.11929, section 3.1. Parameter names follow timm (``proj``).
     """
 
-    def __init__(self, patch_size: int, in_chans: int, embed_dim: int) -> None:
+    def __init__(self, patch_size: int, in_chans: int, embed_dim: int, *, bias: bool = True) -> None:
         super().__init__()
         self.patch_size = patch_size
-        self.proj = nn.Conv2d(in_chans, embed_dim, kernel_size=patch_size, stride=patch_size)
+        self.proj = nn.Conv2d(in_chans, embed_dim, kernel_size=patch_size, stride=patch_size, bias=bias)
 
     def forward(self, pixels: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
         """Embed each patch; ``n`` runs row by row.
@@ -107,17 +107,36 @@ def unpatchify(
 
 
 def resample_pos_embed(
-    pos_embed: Float[Tensor, "1 m d"], old_grid: tuple[int, int], new_grid: tuple[int, int], num_prefix: int
+    pos_embed: Float[Tensor, "1 m d"],
+    old_grid: tuple[int, int],
+    new_grid: tuple[int, int],
+    num_prefix: int,
+    *,
+    how: str = "antialias",
 ) -> Float[Tensor, "1 t d"]:
     """Position embeddings for another grid of patches; those of the ``num_prefix`` prefix tokens stay as they are.
 
-    Bicubic with antialiasing in fp32, as ``timm.layers.resample_abs_pos_embed`` does it.
+    Args:
+        pos_embed: Positions of the prefix tokens, then of the patches row by row.
+        old_grid: Rows and columns that it is for.
+        new_grid: Rows and columns wanted.
+        num_prefix: Prefix tokens that have a position.
+        how: ``antialias``: bicubic with antialiasing, as ``timm.layers.resample_abs_pos_embed``. ``bicubic``: without
+            (``transformers``' ViT, DINOv2, CLIP, I-JEPA; MAE's fine-tuning). ``bicubic_offset``: as Meta's DINO and
+            DINOv2, which tell ``interpolate`` a scale a little too large (0.1 patches), so that it samples elsewhere.
+
+    Always in fp32.
     """
     if old_grid == new_grid:
         return pos_embed
     prefix, patches = pos_embed[:, :num_prefix], pos_embed[:, num_prefix:]
     image = patches.float().reshape(1, *old_grid, -1).permute(0, 3, 1, 2)
-    image = F.interpolate(image, size=new_grid, mode="bicubic", antialias=True, align_corners=False)
+    if how == "bicubic_offset":
+        scale = [(new + 0.1) / old for new, old in zip(new_grid, old_grid, strict=True)]
+        image = F.interpolate(image, scale_factor=scale, mode="bicubic", align_corners=False)
+    else:
+        antialias = how == "antialias"
+        image = F.interpolate(image, size=new_grid, mode="bicubic", antialias=antialias, align_corners=False)
     patches = image.permute(0, 2, 3, 1).reshape(1, new_grid[0] * new_grid[1], -1).to(pos_embed.dtype)
     return torch.cat([prefix, patches], dim=1)
 

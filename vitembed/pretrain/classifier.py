@@ -11,10 +11,12 @@ import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from jaxtyping import Float, Int  # noqa: E402
 from pytorch_lightning.utilities.types import OptimizerLRScheduler  # noqa: E402
-from torch import Tensor  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
 
 from vitembed.config import ViTConfig  # noqa: E402
+from vitembed.errors import ModelError  # noqa: E402
 from vitembed.model.encoder import Encoder  # noqa: E402
+from vitembed.model.timm_encoder import NOT_TRAINED  # noqa: E402
 from vitembed.model.vit import ClassHead, VisionTransformer  # noqa: E402
 from vitembed.pretrain.module import parameter_groups  # noqa: E402
 from vitembed.pretrain.schedule import lr_factor  # noqa: E402
@@ -61,7 +63,14 @@ class ViTClassifier(pl.LightningModule):
 
     @classmethod
     def from_encoder(cls, encoder: Encoder, num_classes: int, *, hidden_dim: int | None = None) -> ViTClassifier:
-        """Start from a trained encoder: its weights, copied, and a fresh head."""
+        """Start from a trained encoder: its weights, copied, and a fresh head.
+
+        Raises:
+            ModelError: If it is another library's model and no vision transformer of ours.
+        """
+        vit: nn.Module = encoder.vit
+        if not isinstance(vit, VisionTransformer):
+            raise ModelError(f"{encoder.name} is no vision transformer: {NOT_TRAINED}")
         model = cls(encoder.vit.config, num_classes, hidden_dim=hidden_dim)
         model.vit.load_state_dict(encoder.vit.state_dict())
         return model

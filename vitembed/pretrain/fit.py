@@ -24,6 +24,7 @@ from vitembed.images.preprocess import Preprocess  # noqa: E402
 from vitembed.model.checkpoint import SavedModel  # noqa: E402
 from vitembed.model.vit import VisionTransformer  # noqa: E402
 from vitembed.pretrain.batches import BatchStream  # noqa: E402
+from vitembed.pretrain.finish import whiten_share  # noqa: E402
 from vitembed.pretrain.keep.checkpoint_io import SafeCheckpointIO, read_checkpoint  # noqa: E402
 from vitembed.pretrain.keep.nonfinite import Guard  # noqa: E402
 from vitembed.pretrain.keep.saving import Saver, SaveState  # noqa: E402
@@ -127,6 +128,8 @@ def fit(
         run_dir,
         preprocess=adaptation.preprocess if adaptation else Preprocess(img_size=config.model.img_size),
         labelled=facts.labelled,
+        whiten=whiten_share(config, parent),
+        kin=None if adaptation is None else adaptation.kin,
         facts=facts.provenance if parent is None else {**facts.provenance, **parentage(parent)},
     )
     alarms = Alarms(monitors.context())
@@ -164,6 +167,7 @@ def fit(
         report.finish(trainer)
         vit, decision = conclude(module, monitors.best, completed=True)
         vit, told = monitors.conclude(vit, decision.kept if decision is not None else None)
+        vit = monitors.finished(vit, trainer.strategy.root_device)
         return FitOutcome(vit, num_steps, clock.elapsed(), True, last_metrics(run_dir), decision, *told)
     try:
         with (
@@ -188,6 +192,8 @@ def fit(
         module.load_state_dict(read_checkpoint(saver.path)["state_dict"])
     vit, decision = conclude(module, monitors.best, completed=completed)
     vit, (seen, standing) = monitors.conclude(vit, decision.kept if decision is not None else None)
+    if completed:
+        vit = monitors.finished(vit, trainer.strategy.root_device)
     return FitOutcome(
         vit=vit,
         num_steps=num_steps,

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vitembed.config import PretrainConfig
 from vitembed.errors import TrainingError
 from vitembed.images.cache_files import gigabytes
 from vitembed.images.memory import available_bytes
+from vitembed.model.cost import TRAINED_BYTES, kept_for_backward
 from vitembed.model.vit import VisionTransformer
 from vitembed.pretrain.objective import MaskedViews
 
@@ -54,40 +54,25 @@ def step_memory(config: PretrainConfig, batch_size: int, *, half: bool) -> StepM
     objective_config, side = config.objective, config.model.img_size
     with torch.device("meta"):
         objective = MaskedViews(VisionTransformer(config.model.vit()), objective_config)
-    kept: dict[int, int] = {}
-
     with FakeTensorMode(allow_non_fake_inputs=True), torch.autocast("cpu", torch.bfloat16, enabled=half):
         objective.to_empty(device="cpu").train()
-        weights = {_storage(tensor) for tensor in (*objective.parameters(), *objective.buffers())}
-
-        def count(tensor: Tensor) -> Tensor:
-            if _storage(tensor) not in weights:
-                kept[_storage(tensor)] = tensor.untyped_storage().nbytes()
-            return tensor
-
         views = torch.empty(objective_config.num_views, batch_size, 3, side, side)
         local = None
         if objective_config.num_local_views:
             small = config.local_img_size
             local = torch.empty(objective_config.num_local_views, batch_size, 3, small, small)
-        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            output = objective(views, torch.Generator(), local)
-        del output
+        kept = kept_for_backward(objective, lambda: objective(views, torch.Generator(), local))
     trained = sum(p.numel() for p in objective.parameters() if p.requires_grad)
     frozen = sum(t.numel() for t in (*objective.parameters(), *objective.buffers()) if not t.requires_grad)
     average = sum(p.numel() for p in objective.vit.parameters()) if config.optim.export_ema > 0 else 0
     pixels = sum(tensor.numel() for tensor in (views, local) if tensor is not None) * 4
     source = batch_size * config.cache_size**2 * 3 * 4
     return StepMemory(
-        state=4 * (4 * trained + frozen + average),
-        activations=sum(kept.values()),
+        state=TRAINED_BYTES * trained + 4 * (frozen + average),
+        activations=sum(kept),
         # The backward pass holds the gradients of a layer's input and output beside each other; views are made before.
-        scratch=max(2 * max(kept.values(), default=0), 2 * source) + pixels,
+        scratch=max(2 * max(kept, default=0), 2 * source) + pixels,
     )
-
-
-def _storage(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
 
 
 def free_memory(device: torch.device) -> int:

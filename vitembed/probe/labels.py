@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,9 @@ from vitembed.probe.split import SPLIT_NAMES
 
 _NO_CLASS = (".", "@eaDir", "__MACOSX")
 """Beginnings of folder names that are other programs' bookkeeping, not classes."""
-EXPECTED = "expected class sub-folders, train and test folders of them, or a CSV file with columns path,label[,split]"
+EXPECTED = (
+    "expected class sub-folders, train and test folders of them, or a CSV file with columns path,label[,split][,group]"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +32,8 @@ class LabelledImages:
     """``[n]`` of ``train``, ``val``, ``test`` when the data came with a split."""
     bad: list[BadImage]
     """Files that are no readable images, and images that lie outside the class folders; never labelled."""
+    groups: np.ndarray | None = None
+    """``[n]``, text: images with the same one belong together, when the CSV file has a column ``group``."""
 
     @property
     def paths(self) -> list[str]:
@@ -39,13 +43,26 @@ class LabelledImages:
     def __len__(self) -> int:
         return len(self.refs)
 
+    def of(self, paths: Sequence[str]) -> LabelledImages:
+        """The images with these paths, in this order, as after some turned out to be unreadable."""
+        place = {ref.path: row for row, ref in enumerate(self.refs)}
+        rows = [place[path] for path in paths]
+        return replace(
+            self,
+            refs=[self.refs[row] for row in rows],
+            labels=self.labels[rows],
+            split=None if self.split is None else self.split[rows],
+            groups=None if self.groups is None else self.groups[rows],
+        )
+
 
 def read_labelled(source: str | os.PathLike[str]) -> LabelledImages:
     """Read labelled images from a folder or a CSV file.
 
     A folder holds one sub-folder for each class (images anywhere below belong to it), or a ``train`` folder beside
     ``test`` and/or ``val`` folders with the same classes in them. A CSV file has a header with ``path`` and ``label``,
-    perhaps ``split``; other columns are ignored; paths are relative to its folder.
+    perhaps ``split``, and ``group`` where some images belong together; other columns are ignored; paths are relative to
+    its folder.
 
     Raises:
         DataError: If there is no such file or folder, it is not laid out like this, or it holds no readable image.
@@ -133,6 +150,7 @@ def _read_csv(path: Path) -> LabelledImages:
     labels: list[str] = []
     split: list[str] = []
     bad: list[BadImage] = []
+    groups: list[str] = []
     lines: dict[str, int] = {}
     # surrogateescape: a path need not be UTF-8.
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
@@ -163,9 +181,16 @@ def _read_csv(path: Path) -> LabelledImages:
                 refs.append(ImageRef(image))
                 labels.append(printable(fields["label"].strip()))
                 split.append(part)
+                groups.append(fields.get("group", "").strip() or image)  # no group: alone
         except csv.Error as error:
             raise DataError(f"{name}, line {rows.line_num}: {error}") from error
-    return LabelledImages(refs, np.array(labels, dtype=np.str_), np.array(split) if "split" in header else None, bad)
+    return LabelledImages(
+        refs,
+        np.array(labels, dtype=np.str_),
+        np.array(split) if "split" in header else None,
+        bad,
+        np.array(groups, dtype=np.str_) if "group" in header else None,
+    )
 
 
 def _checked_fields(fields: dict[str, str], where: str) -> str:

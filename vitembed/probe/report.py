@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from sklearn.exceptions import ConvergenceWarning
 
-from vitembed.errors import ConfigError, DataError
-from vitembed.probe.inputs import device_name, labels_of, vectors_of
-from vitembed.probe.knn import KNNProbe, nearest, unit_rows
+from vitembed.errors import ConfigError
+from vitembed.probe.evaluation.inputs import checked_groups, checked_labels, checked_vectors
+from vitembed.probe.evaluation.leakage import Leak, copy_groups, leaks_across
+from vitembed.probe.evaluation.sides import choose_sides, remarks_on_classes
+from vitembed.probe.inputs import labels_of, vectors_of
+from vitembed.probe.knn import KNNProbe
 from vitembed.probe.linear import LinearProbe
 from vitembed.probe.scores import Scores, score
-from vitembed.probe.split import given_split, grouped_split, stratified_split
-
-NEAR_DUPLICATE = 0.995
-"""Cosine, after the training mean is subtracted, from which a test image counts as a copy of a training image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +32,36 @@ class ClassRow:
     linear_recall: float | None
     linear_precision: float | None
     """Share of the linear probe's answers with this label that are right; None when it never gave it."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Fitted:
+    """What the numbers of a report come from, for whoever wants to look closer."""
+
+    names: list[Any]
+    """Labels, sorted; a class number is a place among them."""
+    vectors: Float[np.ndarray, "n d"]
+    targets: Int[np.ndarray, " n"]
+    is_test: Bool[np.ndarray, " n"]
+    groups: Int[np.ndarray, " n"] | None
+    linear: LinearProbe
+    """Learned from the training rows; its classes are class numbers."""
+    answers: dict[str, Int[np.ndarray, " m"]]
+    """Of ``majority``, ``knn`` and ``linear`` for the test rows."""
+    probabilities: Float[np.ndarray, "m c"]
+    """The linear probe's, for the test rows; 0 for classes that it never met."""
+    leaks: list[Leak]
+    """Test rows that have a near copy among the training rows."""
+
+    @property
+    def test(self) -> Int[np.ndarray, " m"]:
+        """Numbers of the test rows."""
+        return np.flatnonzero(self.is_test)
+
+    @property
+    def is_copy(self) -> Bool[np.ndarray, " m"]:
+        """Which test rows have a near copy among the training rows."""
+        return np.isin(self.test, [leak.test_row for leak in self.leaks])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +86,7 @@ class ProbeReport:
     """In the order of the labels."""
     notes: list[str]
     """One line for each thing that a reader of the numbers must know."""
+    fitted: Fitted = field(repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-safe; accuracies in 0..1."""
@@ -82,6 +112,7 @@ def evaluate(
     test_share: float = 0.25,
     seed: int = 0,
     groups: Any = None,
+    group_copies: bool = False,
     k: int = 20,
     device: str = "auto",
 ) -> ProbeReport:
@@ -96,22 +127,32 @@ def evaluate(
         seed: Decides the split, the bootstrap draws and the linear probe's hold-out.
         groups: One for each row, of any kind: rows of a group (one scene, patient, film) are never on both sides of a
             drawn split, and intervals are over groups.
+        group_copies: Near duplicates are a group too, so that none is on both sides.
         k: Neighbours of the k-NN probe.
         device: ``"auto"`` or a torch device.
 
     Raises:
         DataError: If vectors, labels, split or groups do not fit together, or there are too few images or classes.
-        ConfigError: If ``test_share`` is not between 0 and 1.
+        ConfigError: If ``test_share`` is not between 0 and 1, or ``group_copies`` is asked of a split that is given.
     """
     if not 0 < test_share < 1:
         raise ConfigError(f"test_share={test_share:g}: expected a number between 0 and 1")
-    names, targets = _checked_labels(labels_of(X, labels))
-    vectors = _checked_vectors(vectors_of(X), len(targets))
-    group_ids = None if groups is None else _checked_groups(groups, len(targets))
+    if group_copies and split is not None:
+        raise ConfigError(
+            "near duplicates can be kept on one side only of a split that is drawn here, and this data comes with its "
+            "own: leave the split out, or the grouping (copies across the split are reported in any case)"
+        )
+    names, targets = checked_labels(labels_of(X, labels))
+    vectors = checked_vectors(vectors_of(X), len(targets))
+    group_ids = None if groups is None else checked_groups(groups, len(targets))
+    notes: list[str] = []
+    if group_copies:
+        group_ids = copy_groups(vectors, device=device, groups=group_ids)
+        notes.append(f"{len(np.unique(group_ids)):,} groups of near duplicates were kept on one side of the split each")
     rng = np.random.default_rng(seed)
-    is_test, notes = _split(targets, split, group_ids, test_share, seed, rng)
+    is_test, remarks = choose_sides(targets, split, group_ids, test_share, seed, rng)
     train, test = np.flatnonzero(~is_test), np.flatnonzero(is_test)
-    notes += _remarks_on_classes(names, targets, is_test)
+    notes = remarks + notes + remarks_on_classes(names, targets, is_test)
     if group_ids is not None and (shared := len(np.intersect1d(group_ids[train], group_ids[test]))):
         notes.append(f"{shared} groups have images on both sides of the given split: the accuracies are too high")
 
@@ -122,11 +163,33 @@ def evaluate(
         linear.fit(vectors[train], targets[train])
     truth = targets[test]
     majority = np.full(len(test), np.bincount(targets[train]).argmax())
-    answers = {"majority": majority, "knn": knn.predict(vectors[test]), "linear": linear.predict(vectors[test])}
+    votes, prob = (_over_all_classes(probe, vectors[test], len(names)) for probe in (knn, linear))
+    answers = {"majority": majority, "knn": votes.argmax(axis=1), "linear": prob.argmax(axis=1)}
+    chances = {"majority": np.zeros_like(prob), "knn": votes, "linear": prob}
     test_groups = None if group_ids is None else group_ids[test]
-    scores = {name: score(answer, truth, len(names), rng=rng, groups=test_groups) for name, answer in answers.items()}
-    copies = _near_duplicates(vectors, train, test, device)
-    notes += _remarks_on_copies(copies, answers, truth)
+    scores = {
+        name: score(
+            answer,
+            truth,
+            len(names),
+            rng=rng,
+            groups=test_groups,
+            positive=chances[name][:, 1] if len(names) == 2 else None,
+        )
+        for name, answer in answers.items()
+    }
+    fitted = Fitted(
+        names=names,
+        vectors=vectors,
+        targets=targets,
+        is_test=is_test,
+        groups=group_ids,
+        linear=linear,
+        answers=answers,
+        probabilities=prob,
+        leaks=leaks_across(vectors, train, test, device=device),
+    )
+    notes += _remarks_on_copies(fitted.is_copy, answers, truth)
     return ProbeReport(
         num_images=len(targets),
         num_classes=len(names),
@@ -135,102 +198,18 @@ def evaluate(
         **scores,
         k=min(k, len(train)),
         C=linear.C_,
-        num_near_duplicates=int(copies.sum()),
+        num_near_duplicates=len(fitted.leaks),
         classes=_class_rows(names, targets[train], truth, answers["knn"], answers["linear"]),
         notes=notes,
+        fitted=fitted,
     )
 
 
-def _checked_labels(labels: Any) -> tuple[list[Any], Int[np.ndarray, " n"]]:
-    """Distinct labels (str or int), sorted, and each row's place among them."""
-    if labels is None:
-        raise DataError("probing needs a label for each image")
-    array = np.asarray(labels)
-    if array.ndim != 1:
-        raise DataError(f"labels have shape {list(array.shape)}, expected one for each image")
-    if array.dtype.kind == "O" and all(isinstance(label, str) for label in array.tolist()):
-        array = array.astype(np.str_)
-    if array.dtype.kind == "b":
-        array = array.astype(np.int64)
-    if array.dtype.kind not in "iuU":
-        raise DataError(f"labels have type {array.dtype}, expected text or whole numbers")
-    names, targets = np.unique(array, return_inverse=True)
-    if len(names) < 2:
-        held = f"1: {names.tolist()[0]!r}" if len(names) else "none"
-        raise DataError(f"probing needs at least 2 classes, the labels hold {held}")
-    return names.tolist(), targets.astype(np.int64)
-
-
-def _checked_vectors(X: Any, num: int) -> Float[np.ndarray, "n d"]:
-    vectors = np.asarray(X)
-    if vectors.ndim != 2 or vectors.shape[1] == 0 or vectors.dtype.kind not in "fiu":
-        raise DataError(f"vectors have shape {list(vectors.shape)} and type {vectors.dtype}, expected numbers [n, d]")
-    if len(vectors) != num:
-        raise DataError(f"{num} labels for {len(vectors)} vectors")
-    if vectors.dtype not in (np.float32, np.float64):
-        vectors = vectors.astype(np.float32 if vectors.dtype.kind == "f" else np.float64)
-    if not np.isfinite(vectors).all():
-        raise DataError("the vectors hold NaN or infinity")
-    return vectors
-
-
-def _checked_groups(groups: Any, num: int) -> Int[np.ndarray, " n"]:
-    array = np.asarray(groups)
-    if array.shape != (num,):
-        raise DataError(f"groups have shape {list(array.shape)}, expected one for each of {num} images")
-    return np.unique(array, return_inverse=True)[1].astype(np.int64)
-
-
-def _split(
-    targets: np.ndarray,
-    split: Any,
-    groups: np.ndarray | None,
-    test_share: float,
-    seed: int,
-    rng: np.random.Generator,
-) -> tuple[Bool[np.ndarray, " n"], list[str]]:
-    """Rows to test, after a look at whether anything can be learned and tested at all."""
-    notes: list[str] = []
-    if split is not None:
-        is_test, notes = given_split(split, len(targets))
-    elif np.bincount(targets).max() < 2:
-        raise DataError(f"each of the {len(targets)} classes has one image: none is left to test on")
-    elif groups is not None:
-        is_test = grouped_split(targets, groups, test_share=test_share, seed=seed)
-    else:
-        is_test = stratified_split(targets, test_share=test_share, rng=rng)
-    num_learned = len(np.unique(targets[~is_test]))
-    if num_learned < 2:
-        raise DataError(f"the training images are of {num_learned} class, probing needs at least 2")
-    return is_test, notes
-
-
-def _remarks_on_classes(names: list[Any], targets: np.ndarray, is_test: np.ndarray) -> list[str]:
-    num_train = np.bincount(targets[~is_test], minlength=len(names))
-    num_test = np.bincount(targets[is_test], minlength=len(names))
-    notes = []
-    for lacking, what in (
-        (num_test == 0, "never tested: no test images"),
-        (num_train == 0, "never right: no training images"),
-    ):
-        if lacking.any():
-            some = ", ".join(str(names[i]) for i in np.flatnonzero(lacking)[:3]) + (
-                ", ..." if lacking.sum() > 3 else ""
-            )
-            notes.append(f"{int(lacking.sum())} of {len(names)} classes are {what} ({some})")
-    return notes
-
-
-def _near_duplicates(vectors: np.ndarray, train: np.ndarray, test: np.ndarray, device: str) -> Bool[np.ndarray, " m"]:
-    """Which test rows have a training row within ``NEAR_DUPLICATE``.
-
-    The mean is taken off first: vectors of many encoders share a large common part, which lifts every cosine.
-    """
-    centre = vectors[train].mean(axis=0, dtype=np.float64)
-    bank, queries = (unit_rows(vectors[rows] - centre) for rows in (train, test))
-    similarities, _ = nearest(queries, bank, 1, device=device_name(device))
-    found: np.ndarray = similarities[:, 0] >= NEAR_DUPLICATE
-    return found
+def _over_all_classes(probe: KNNProbe | LinearProbe, vectors: np.ndarray, num_classes: int) -> np.ndarray:
+    """Probabilities ``[m, num_classes]``, also where the training images hold fewer classes."""
+    prob = np.zeros((len(vectors), num_classes))
+    prob[:, probe.classes_] = probe.predict_proba(vectors)
+    return prob
 
 
 def _remarks_on_copies(copies: np.ndarray, answers: dict[str, np.ndarray], truth: np.ndarray) -> list[str]:

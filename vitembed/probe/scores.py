@@ -2,40 +2,49 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
+
+from vitembed.probe.evaluation.bootstrap import auroc, auroc_interval, class_mean_intervals, class_means
+from vitembed.probe.evaluation.wilson import FEW, wilson_interval
 
 NUM_DRAWS = 2000
 """Bootstrap draws behind an interval."""
-FEW = 10
-"""With fewer right or fewer wrong answers than this the bootstrap is too narrow, and Wilson's interval is given."""
-_Z95 = 1.959963984540054  # the standard normal's 97.5 % point
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """Predictions against the truth on a test set; all in 0..1."""
+    """Predictions against the truth on a test set; all in 0..1, each with its 95 % interval."""
 
     accuracy: float
     ci95: tuple[float, float]
-    """95 % interval of ``accuracy``; see ``accuracy_interval``."""
+    """Of ``accuracy``; see ``accuracy_interval``."""
     balanced_accuracy: float
     """Mean recall over the classes in the test set."""
+    balanced_accuracy_ci95: tuple[float, float]
     macro_f1: float
     """Mean F1 over the classes that occur in the test set or were predicted there."""
+    macro_f1_ci95: tuple[float, float]
+    auroc: float | None = None
+    """Chance that an image of the second class scores above one of the first; None when there are not two classes."""
+    auroc_ci95: tuple[float, float] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-safe."""
-        return {
+        """JSON-safe; AUROC only where there is one."""
+        found = {
             "accuracy": self.accuracy,
             "ci95": list(self.ci95),
             "balanced_accuracy": self.balanced_accuracy,
+            "balanced_accuracy_ci95": list(self.balanced_accuracy_ci95),
             "macro_f1": self.macro_f1,
+            "macro_f1_ci95": list(self.macro_f1_ci95),
         }
+        if self.auroc is not None and self.auroc_ci95 is not None:
+            found |= {"auroc": self.auroc, "auroc_ci95": list(self.auroc_ci95)}
+        return found
 
 
 def score(
@@ -45,19 +54,43 @@ def score(
     *,
     rng: np.random.Generator,
     groups: Int[np.ndarray, " m"] | None = None,
+    positive: Float[np.ndarray, " m"] | None = None,
 ) -> Scores:
-    """Score class numbers 0..num_classes-1; ``groups`` number images that belong together from 0."""
+    """Score class numbers 0..num_classes-1.
+
+    Args:
+        predicted: Answers.
+        truth: What is right.
+        num_classes: How many classes there are, with those that were never tested.
+        rng: Draws the bootstrap samples.
+        groups: Numbers from 0 of images that belong together; intervals are then over groups.
+        positive: How much each image looks like class 1, where there are two classes: for AUROC.
+    """
     right = predicted == truth
-    hits, of_truth, of_predicted = (
-        np.bincount(part, minlength=num_classes) for part in (truth[right], truth, predicted)
-    )
-    tested, seen = of_truth > 0, of_truth + of_predicted > 0
+    ci95 = accuracy_interval(right, rng=rng, groups=groups)
+    balanced, macro_f1 = class_means(*_counts(predicted, truth, num_classes))
+    balanced_ci95, f1_ci95 = class_mean_intervals(predicted, truth, num_classes, rng=rng, groups=groups)
+    area = None if positive is None else auroc(positive, truth)
     return Scores(
         accuracy=float(right.mean()),
-        ci95=accuracy_interval(right, rng=rng, groups=groups),
-        balanced_accuracy=float((hits[tested] / of_truth[tested]).mean()),
-        macro_f1=float((2 * hits[seen] / (of_truth + of_predicted)[seen]).mean()),
+        ci95=ci95,
+        balanced_accuracy=float(balanced),
+        balanced_accuracy_ci95=balanced_ci95,
+        macro_f1=float(macro_f1),
+        macro_f1_ci95=f1_ci95,
+        auroc=area,
+        auroc_ci95=None
+        if positive is None or area is None
+        else auroc_interval(positive, truth, rng=rng, groups=groups),
     )
+
+
+def _counts(predicted: np.ndarray, truth: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Right answers, images and answers of each class."""
+    hits, of_truth, of_predicted = (
+        np.bincount(part, minlength=num_classes) for part in (truth[predicted == truth], truth, predicted)
+    )
+    return hits, of_truth, of_predicted
 
 
 def accuracy_interval(
@@ -75,24 +108,16 @@ def accuracy_interval(
     few = min(num_right, num - num_right) < FEW
     if groups is None:
         if few:
-            return _wilson(num_right, num)
+            return wilson_interval(num_right, num)
         # A resampled set of m items has a binomial number of right ones: the same draws without the resampling.
         shares = rng.binomial(num, num_right / num, size=NUM_DRAWS) / num
     else:
         shares = _group_shares(right, groups, rng)
     low, high = (float(end) for end in np.quantile(shares, [0.025, 0.975]))
     if few:
-        wilson = _wilson(num_right, num)
+        wilson = wilson_interval(num_right, num)
         low, high = min(low, wilson[0]), max(high, wilson[1])
     return low, high
-
-
-def _wilson(num_right: int, num: int) -> tuple[float, float]:
-    share = num_right / num
-    centre = (share + _Z95**2 / (2 * num)) / (1 + _Z95**2 / num)
-    half = _Z95 / (1 + _Z95**2 / num) * math.sqrt(share * (1 - share) / num + _Z95**2 / (4 * num**2))
-    # At 0 and at num the ends are 0 and 1 but for rounding.
-    return (0.0 if num_right == 0 else centre - half), (1.0 if num_right == num else centre + half)
 
 
 def _group_shares(right: np.ndarray, groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:

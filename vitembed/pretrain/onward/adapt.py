@@ -17,6 +17,7 @@ from vitembed.images.preprocess import Preprocess
 from vitembed.model.checkpoint import SavedModel
 from vitembed.model.patches import resample_pos_embed
 from vitembed.model.vit import VisionTransformer
+from vitembed.model.whitening import without_whitening
 from vitembed.pretrain.module import PretrainModule
 from vitembed.pretrain.objective import ObjectiveOutput
 from vitembed.pretrain.onward.lora import add_lora
@@ -115,7 +116,7 @@ class Adaptation:
     @torch.no_grad()
     def frozen_cls(self, pixels: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
         """What the unchanged model gives for normalised images."""
-        if self.frozen.cls_token.device != pixels.device:
+        if next(self.frozen.parameters()).device != pixels.device:
             self.frozen.to(pixels.device)
         cls: Tensor = self.frozen(pixels).cls
         return cls
@@ -166,17 +167,23 @@ class Adapting(pl.Callback):
 
 
 def started_from(source: VisionTransformer, *, img_size: int, drop_path_rate: float) -> VisionTransformer:
-    """A copy of an encoder for another native image size; its positions are interpolated.
+    """A copy of an encoder as it was trained, not whitened, for another native image size (positions interpolated).
 
     Raises:
         ConfigError: If the size is no multiple of the patch size.
     """
+    source = without_whitening(source)
     config = dataclasses.replace(source.config, img_size=img_size, drop_path_rate=drop_path_rate)
     vit = VisionTransformer(config)
     weights = {name: tensor.detach().clone() for name, tensor in source.state_dict().items()}
-    weights["pos_embed"] = resample_pos_embed(
-        weights["pos_embed"], source.native_grid, vit.native_grid, source.num_positioned_prefix
-    )
+    if source.pos_embed is not None:
+        weights["pos_embed"] = resample_pos_embed(
+            weights["pos_embed"],
+            source.native_grid,
+            vit.native_grid,
+            source.num_positioned_prefix,
+            how=source.config.pos_interpolation,
+        )
     vit.load_state_dict(weights)
     return vit
 

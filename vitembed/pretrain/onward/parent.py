@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitembed.config import PRESETS, AdaptConfig, ModelConfig, PretrainConfig, ViTConfig, to_dict
-from vitembed.errors import ConfigError
+from vitembed.errors import ConfigError, ModelError
 from vitembed.recipes import load_config, named_settings, packaged_configs
 from vitembed.workspace import Workspace
 
@@ -29,15 +29,23 @@ def read_parent(model: str | os.PathLike[str], workspace: Workspace) -> SavedMod
     """The model that ``--model`` names: the one place where such a name becomes weights.
 
     Args:
-        model: A model folder, the name of a model in the workspace, or ``model`` for the workspace's own.
+        model: A model folder, the name of a model in the workspace, ``model`` for the workspace's own, or whatever
+            else ``vitembed.load`` takes: files of other projects, public names.
         workspace: Where names are looked up.
 
     Raises:
-        ModelError: If there is no usable model there.
+        ModelError: If there is no usable model there, or none that can be trained.
     """
-    from vitembed.model.checkpoint import read_model
+    from vitembed.model.opening import open_trainable
 
-    return read_model(parent_dir(model, workspace))
+    directory = parent_dir(model, workspace)
+    parent = open_trainable(directory if directory.exists() else model)
+    if not parent.vit.config.class_token:
+        raise ModelError(
+            f"{os.fspath(model)} has no cls token, which training aligns: go on from a model that has one (dinov2, "
+            "dinov3, dino, mae, vit)"
+        )
+    return parent
 
 
 def parent_dir(model: str | os.PathLike[str], workspace: Workspace) -> Path:
@@ -101,6 +109,8 @@ def continued_config(
     refuse_contradictions(parent.vit.config, given)
     architecture = architecture_settings(parent.vit.config)
     settings = [f"adapt.parent={parent.fingerprint}"] if given.get("adapt.parent") is None else []
+    # Public models often see smaller images than their positions are for (DINOv2: 224 and 518 px).
+    architecture["img_size"] = parent.preprocess.img_size
     settings += [f"model.{key}={value}" for key, value in architecture.items() if f"model.{key}" not in given]
     if config is None:
         settings += _length(given)
@@ -152,6 +162,8 @@ def architecture_settings(parent: ViTConfig) -> dict[str, Any]:
     """``model.*`` settings that give the model's architecture, as far as a run's settings can name it."""
     names = {field.name for field in dataclasses.fields(ModelConfig)} & {f.name for f in dataclasses.fields(ViTConfig)}
     values = {name: getattr(parent, name) for name in sorted(names - {"drop_path_rate"})}
+    if parent.pos_embed == "rope":  # no run from nothing has it; what is trained is the model's own
+        del values["pos_embed"]
     return {name: "null" if value is None else value for name, value in values.items()}
 
 

@@ -89,23 +89,32 @@ class Best:
         with torch.device("meta"):  # no random start, which would draw from the run's generator
             vit = VisionTransformer(config)
         vit.load_state_dict({name: tensor.clone() for name, tensor in self.weights.items()}, assign=True)
-        vit.pos_embed.requires_grad_(config.pos_embed == "learned")
+        if vit.pos_embed is not None:
+            vit.pos_embed.requires_grad_(config.pos_embed == "learned")
         return vit.eval()
 
-    def export(
+    def save(
         self,
         directory: Path,
-        config: ViTConfig,
+        vit: VisionTransformer,
         preprocess: Preprocess,
         facts: Mapping[str, Any],
         *,
         pool: str = "cls",
         licence: str | None = None,
     ) -> None:
-        """Write the best encoder as a model folder; nothing before there is one."""
-        if (vit := self.vit(config)) is not None:
-            provenance = {**facts, **self.provenance("best")}
-            save_model(directory, vit, preprocess, pool=pool, licence=licence, provenance=provenance)
+        """Write the best encoder, as it is to be used, as a model folder.
+
+        Args:
+            directory: Where the folder shall be.
+            vit: The best encoder (``vit()``), whitened or not.
+            preprocess: How images become its input.
+            facts: Provenance of the run.
+            pool: How its tokens become one vector.
+            licence: Of its weights.
+        """
+        provenance = {**facts, **self.provenance("best")}
+        save_model(directory, vit, preprocess, pool=pool, licence=licence, provenance=provenance)
 
     def provenance(self, which: str) -> dict[str, Any]:
         """Where an exported encoder stands in the run.

@@ -7,7 +7,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vitembed.pretrain.watch.safe_text import safe
+from vitembed.page.axis import axis
+from vitembed.page.safe_text import safe
 
 WIDTH, HEIGHT = 360, 170
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 10, 22
@@ -100,19 +101,6 @@ def binned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
         part = inner[start:end]
         means.append((sum(step for step, _ in part) / len(part), sum(value for _, value in part) / len(part)))
     return [points[0], *means, points[-1]]
-
-
-def axis(low: float, high: float) -> tuple[float, float, list[float]]:
-    """Ends that hold both values with a little room, and three to six round numbers between them."""
-    if high - low < 1e-12 * max(1.0, abs(low)):
-        room = abs(low) * 0.1 or 1.0
-        low, high = low - room, high + room
-    rough = (high - low) / 4
-    magnitude = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * magnitude for factor in (1, 2, 2.5, 5, 10) if factor * magnitude >= rough * 0.999)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    ticks = [i * step for i in range(first, last + 1)]
-    return ticks[0], ticks[-1], ticks
 
 
 def _number(value: float, curve: Curve) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from jaxtyping import Bool, Int
 
 from vitembed.config import MonitorConfig
@@ -16,6 +17,7 @@ from vitembed.errors import DataError, printable
 from vitembed.images.cache import ImageCache
 from vitembed.images.preprocess import Preprocess
 from vitembed.images.source import ImageRef
+from vitembed.model.whitening import whitened_vectors
 from vitembed.pretrain.watch.pool import Encode, Pool
 from vitembed.probe.labels import read_labelled
 from vitembed.probe.split import SPLIT_NAMES, given_split, stratified_split
@@ -53,8 +55,12 @@ class LabelledPool:
         """Images that are named."""
         return int(self.is_query.sum())
 
-    def scores(self, encode: Encode) -> dict[str, float]:
+    def scores(self, encode: Encode, *, whiten: float = 0.0) -> dict[str, float]:
         """Accuracy of k-NN (k = 20, T = 0.07, cosine) and of a linear probe on the cls vectors; each 0..1.
+
+        Args:
+            encode: The encoder, as it is trained.
+            whiten: How far its vectors will be whitened when it is exported; here by the bank's.
 
         Source: Wu et al. 2018, arXiv:1805.01978, section 3.4, with the k of DINOv2's protocol.
         """
@@ -63,8 +69,10 @@ class LabelledPool:
         from vitembed.probe.knn import KNNProbe
         from vitembed.probe.linear import LinearProbe
 
-        vectors = self.pool.vectors(encode).numpy()
-        bank, queries = vectors[~self.is_query], vectors[self.is_query]
+        vectors = self.pool.vectors(encode)
+        is_query = torch.from_numpy(self.is_query)
+        vectors = whitened_vectors(vectors, whiten, learned_from=vectors[~is_query])
+        bank, queries = vectors[~is_query].numpy(), vectors[is_query].numpy()
         known, asked = self.targets[~self.is_query], self.targets[self.is_query]
         knn = KNNProbe(k=20, temperature=0.07, device="cpu").fit(bank, known)
         with warnings.catch_warnings():

@@ -20,6 +20,8 @@ from vitembed.config import PretrainConfig
 from vitembed.images.cache import ImageCache
 from vitembed.images.preprocess import Preprocess
 from vitembed.model.vit import VisionTransformer
+from vitembed.model.whitening import whitened, whitened_vectors
+from vitembed.pretrain.finish import finished, same_weights
 from vitembed.pretrain.keep.disk import spared
 from vitembed.pretrain.keep.files import BEST_DIR, PICTURES_DIR
 from vitembed.pretrain.module import PretrainModule
@@ -43,6 +45,8 @@ class Monitors(pl.Callback):
         preprocess: How the exported encoder sees images.
         labelled: Images with labels to judge by; none: do without.
         facts: What is said of the run in the model folder of the best encoder.
+        whiten: How far the exported cls vector is whitened; k-NN and neighbours are those of such vectors.
+        kin: What else goes into the model folder of the best encoder: pool and licence.
     """
 
     def __init__(
@@ -54,8 +58,13 @@ class Monitors(pl.Callback):
         preprocess: Preprocess,
         labelled: LabelledPool | None = None,
         facts: dict[str, Any] | None = None,
+        whiten: float = 0.0,
+        kin: dict[str, Any] | None = None,
     ) -> None:
         self.config = config
+        self.kin = kin or {}
+        self.cache = cache
+        self.whiten = whiten
         self.directory = directory
         self.num_times = config.trainer.num_pictures
         self.preprocess = preprocess
@@ -127,17 +136,19 @@ class Monitors(pl.Callback):
                 **self.scores(vectors, encode, module),
             }
             with spared(self.directory / PICTURES_DIR):
-                self.draw(vectors, module, step)
+                self.draw(whitened_vectors(vectors, self.whiten), module, step)
         if self.best.add(look, vit, candidate=step > 0 or module.adaptation is not None):
-            kin = {} if module.adaptation is None else module.adaptation.kin
+            best = self.best.vit(vit.config)
+            assert best is not None
+            best = whitened(best, vectors, self.whiten)
             with spared(self.directory / BEST_DIR):  # its weights are in the training state too
-                self.best.export(self.directory / BEST_DIR, vit.config, self.preprocess, self.facts, **kin)
+                self.best.save(self.directory / BEST_DIR, best, self.preprocess, self.facts, **self.kin)
 
     def scores(self, vectors: torch.Tensor, encode: Encode, module: PretrainModule) -> dict[str, float]:
         """All scores of an encoder.
 
         Args:
-            vectors: Its cls vectors of the pool, [n, d].
+            vectors: Its cls vectors of the pool, as it is trained, [n, d].
             encode: The encoder.
             module: Whose augmentation makes the views.
         """
@@ -146,7 +157,7 @@ class Monitors(pl.Callback):
             "view_retrieval": view_retrieval(*self.pool.view_vectors(encode, module.config.augment)),
             "mean_cosine": mean_cosine(vectors),
         }
-        return {**found, **(self.labelled.scores(encode) if self.labelled is not None else {})}
+        return {**found, **(self.labelled.scores(encode, whiten=self.whiten) if self.labelled is not None else {})}
 
     def draw(self, vectors: torch.Tensor, module: PretrainModule, step: int) -> None:
         """Write the sheets of this point."""
@@ -181,6 +192,24 @@ class Monitors(pl.Callback):
             "exported": kept,
         }
         return vit, (seen, self.best.provenance(kept))
+
+    def finished(self, vit: VisionTransformer, device: torch.device) -> VisionTransformer:
+        """The encoder to export, on the CPU, its cls vector whitened on the run's images; the best one alike.
+
+        Args:
+            vit: What was concluded on.
+            device: Where it runs meanwhile.
+        """
+        done = finished(vit, self.cache, self.preprocess, share=self.whiten, device=device)
+        best = self.best.vit(vit.config)
+        if done is not vit and best is not None:  # so far whitened on the few images of the pool
+            if not same_weights(best, vit):
+                done_best = finished(best, self.cache, self.preprocess, share=self.whiten, device=device)
+            else:
+                done_best = done
+            with spared(self.directory / BEST_DIR):
+                self.best.save(self.directory / BEST_DIR, done_best, self.preprocess, self.facts, **self.kin)
+        return done
 
     def state_dict(self) -> dict[str, Any]:
         """Points and best weights, for the training checkpoint."""

@@ -121,7 +121,7 @@ class Encode:
 
     def __call__(self, pixels: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
         """One vector per image."""
-        weight = self.vit.cls_token
+        weight = next(self.vit.parameters())
         normalised = (pixels.to(self.mean.device) - self.mean) / self.std
         cls: Tensor = self.vit(normalised.to(weight.device, weight.dtype)).cls
         return cls.float().cpu()

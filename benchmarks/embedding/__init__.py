@@ -1,0 +1,1 @@
+"""Parts of embed_speed.py."""

@@ -1,0 +1,87 @@
+"""Which encoder a command means."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitembed.errors import ModelError, VitembedError
+from vitembed.workspace import Workspace, find_workspace
+
+from .output import note
+
+if TYPE_CHECKING:
+    from vitembed.model.encoder import Encoder
+
+
+def open_encoder(
+    model: str | None, workspace: Path | None, *, pool: str | None = None, speed: str | None = None
+) -> Encoder:
+    """The encoder named by ``--model``, else the one of the workspace.
+
+    Raises:
+        VitembedError: If there is none, in the words of ``vitembed.load``.
+    """
+    if model is None:
+        try:
+            find_workspace(workspace)
+        except VitembedError as error:
+            raise ModelError(
+                f"no model yet: run vitembed pretrain first, or name one with --model, "
+                f"such as a public one that vitembed models lists ({error})"
+            ) from error
+    from vitembed.model.encoder import load
+
+    return load(model_path(model, workspace), pool=pool, speed=speed or "exact")
+
+
+def model_path(model: str | None, workspace: Path | None) -> str | None:
+    """What ``vitembed.load`` is to be given: it looks for names in the workspace around the current folder alone."""
+    if workspace is None or (model is not None and os.path.lexists(model)):
+        return model
+    try:
+        place = find_workspace(workspace)
+    except VitembedError:
+        if model is None:
+            raise
+        return model  # a public name needs none
+    if model is None:
+        return os.fspath(place.model_dir)
+    named = place.dir / "models" / model
+    return os.fspath(named) if named.is_dir() else model
+
+
+def recorded_model(meta: Mapping[str, Any], workspace: Workspace) -> str | None:
+    """The model that an index was made with, unless that is the workspace's own or is gone."""
+    from vitembed.model.names import public_source
+
+    recorded = meta.get("model_path")
+    if not isinstance(recorded, str):
+        return None
+    if not Path(recorded).is_absolute():  # a public name with its revision
+        return recorded if public_source(recorded) is not None else None
+    return recorded if Path(recorded).exists() and Path(recorded) != workspace.model_dir else None
+
+
+def recorded_speed(meta: Mapping[str, Any]) -> str:
+    """The speed that an index was embedded at."""
+    speed = meta.get("speed")
+    return speed if isinstance(speed, str) else "exact"
+
+
+def model_or_public(model: str | None, workspace: Path | None) -> str:
+    """What to index with where nobody said: the workspace's own model, and without one a public model; said so."""
+    from vitembed.model.names import DEFAULT_MODEL
+
+    if model is None:
+        try:
+            place = find_workspace(workspace)
+            if place.model_dir.is_dir():
+                return os.fspath(place.model_dir)
+        except VitembedError:  # made further on, when there is something to put into it
+            pass
+        note(f"no model of your own here: using the public {DEFAULT_MODEL} (vitembed pretrain makes one; --model)")
+        return DEFAULT_MODEL
+    return model

@@ -1,0 +1,227 @@
+"""Filters, against Python doing the same by hand over the files."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+from datetime import datetime
+
+import numpy as np
+import pytest
+
+from vitembed.collection.collection import Collection
+from vitembed.collection.finding.where import FIELDS, Clause, parse_where
+from vitembed.collection.finding.where_values import parse_number, parse_time
+from vitembed.embeddings import Embeddings
+from vitembed.errors import DataError
+
+DAY = 24 * 3600
+
+
+@pytest.fixture(scope="module")
+def dated(tmp_path_factory):
+    """Sixty tiny files in three folders with known sizes and times, their vectors random; and five outside names."""
+    tmp_path = tmp_path_factory.mktemp("dated")
+    root, rng, names = tmp_path / "library", np.random.default_rng(0), []
+    for number in range(60):
+        folder = root / ("cats", "dogs", "it's odd")[number % 3] / ("2024" if number % 2 else "2023")
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"img_{number:02}.{('jpg', 'png')[number % 5 == 0]}"
+        path.write_bytes(b"x" * (number * 100))
+        when = datetime(2024, 1, 1).timestamp() + number * 7 * DAY
+        os.utime(path, (when, when))
+        names.append(str(path))
+    names += [f"outside {number}" for number in range(5)]
+    vectors = rng.standard_normal((65, 16)).astype(np.float32)
+    collection = Collection.create(tmp_path / ".vitembed" / "index", fingerprint="f" * 64, dim=16, root=root)
+    collection.update_from(Embeddings(vectors, names, "f" * 64))
+    yield collection, root, vectors
+    collection.close()
+
+
+def found(collection, where):
+    matches = collection.matches(where)
+    return sorted(image.path for image, hit in zip(collection.facts(), matches, strict=True) if hit)
+
+
+def expected(collection, test):
+    return sorted(path for path in collection.paths() if test(path))
+
+
+def is_file(path):
+    return os.path.isabs(path)
+
+
+def mtime(path):
+    return datetime.fromtimestamp(os.stat(path).st_mtime)
+
+
+@pytest.mark.parametrize(
+    ("where", "test"),
+    [
+        ("name ~ '*.png'", lambda p: p.endswith(".png")),
+        ("*.png", lambda p: p.endswith(".png")),
+        ("path ~ 'cats/*'", lambda p: "/cats/" in p),
+        ("path !~ 'cats/*'", lambda p: "/cats/" not in p),
+        ("path ~ '*/cats/2024/*'", lambda p: "/cats/2024/" in p),
+        ("folder = 2024", lambda p: os.path.basename(os.path.dirname(p)) == "2024"),
+        ("label in (2023, 2024)", is_file),
+        ("path ~ 'it''s odd/*'", lambda p: "it's odd" in p),
+        ('path ~ "it\'s odd/*"', lambda p: "it's odd" in p),
+        ("name ~ 'img_?1.*'", lambda p: fnmatch.fnmatchcase(os.path.basename(p), "img_?1.*")),
+        ("name ~ 'img_[0-2]1.*'", lambda p: fnmatch.fnmatchcase(os.path.basename(p), "img_[0-2]1.*")),
+        ("name ~ outside*", lambda p: not is_file(p)),
+        ("name = 'outside 3'", lambda p: p == "outside 3"),
+        ("size > 2k", lambda p: is_file(p) and os.path.getsize(p) > 2000),
+        ("size <= 1.5kB", lambda p: is_file(p) and os.path.getsize(p) <= 1500),
+        ("size = 0 or size == 5900", lambda p: is_file(p) and os.path.getsize(p) in (0, 5900)),
+        ("size != 0", lambda p: is_file(p) and os.path.getsize(p) != 0),
+        ("size in (100, 200, 300B)", lambda p: is_file(p) and os.path.getsize(p) in (100, 200, 300)),
+        ("mtime >= 2024-06", lambda p: is_file(p) and mtime(p) >= datetime(2024, 6, 1)),
+        ("mtime > 2024", lambda p: is_file(p) and mtime(p) >= datetime(2025, 1, 1)),
+        ("mtime = 2024", lambda p: is_file(p) and mtime(p).year == 2024),
+        ("mtime != 2024", lambda p: is_file(p) and mtime(p).year != 2024),
+        ("mtime <= 2024-01-15", lambda p: is_file(p) and mtime(p) < datetime(2024, 1, 16)),
+        ("mtime < 2024-01-15T00:00", lambda p: is_file(p) and mtime(p) < datetime(2024, 1, 15)),
+        ("mtime in (2024-01-01, 2024-01-08)", lambda p: is_file(p) and mtime(p) < datetime(2024, 1, 9)),
+        ("not size > 2k", lambda p: is_file(p) and os.path.getsize(p) <= 2000),
+        (
+            "size > 1k and name ~ *.png or size = 100 and not (folder = 2023)",
+            lambda p: is_file(p)
+            and ((os.path.getsize(p) > 1000 and p.endswith(".png")) or (os.path.getsize(p) == 100 and "/2024/" in p)),
+        ),
+        ("size > 1k AND (name ~ *.png OR folder = 2023)", lambda p: is_file(p) and os.path.getsize(p) > 1000
+            and (p.endswith(".png") or "/2023/" in p)),
+    ],
+)  # fmt: skip
+def test_it_finds_what_a_loop_over_the_files_finds(dated, where, test):
+    collection, _, _ = dated
+    right = expected(collection, test)
+    assert found(collection, where) == right
+    assert 0 < len(right) < len(collection)
+
+
+def test_a_whole_path_may_be_absolute_or_below_the_root(dated):
+    collection, root, _ = dated
+    one = str(root / "cats" / "2023" / "img_00.png")
+    assert found(collection, f"path = '{one}'") == [one]
+    assert found(collection, "path = cats/2023/img_00.png") == [one]
+    assert found(collection, f"path ~ '{root}/cats/*'") == found(collection, "path ~ 'cats/*'")
+    assert one not in found(collection, f"path != '{one}'")
+    assert one not in found(collection, "path != cats/2023/img_00.png")
+    assert len(found(collection, f"path != '{one}'")) == 64
+
+
+def test_what_is_not_known_meets_nothing_and_is_counted(dated):
+    collection, _, _ = dated
+    assert found(collection, "width > 0 or not width > 0") == []
+    assert collection.num_unknown("width > 0") == 65
+    assert collection.num_unknown("size > 0 and name ~ *.png") == 5
+    assert collection.num_unknown("name ~ *.png") == 0
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "name = 'x'' OR 1=1 --'",
+        'name = "x\'; DROP TABLE files; --"',
+        "path ~ ''') OR 1=1 OR ('''",
+        "folder in ('a'')) OR ((1=1', b)",
+    ],
+)
+def test_text_stays_text(dated, attack):
+    collection, _, _ = dated
+    assert found(collection, attack) == []
+    assert len(collection) == 65
+    clause = parse_where(attack).clause({name: Clause("x") for name in (*FIELDS, "absolute")})
+    assert re.fullmatch(r"(\(|\)|x|=|GLOB|CAST\(\? AS TEXT\)|OR| )+", clause.sql)  # only words of ours
+    assert clause.sql.count("?") == len(clause.parameters)
+
+
+@pytest.mark.parametrize(
+    "attack", ["1=1", "size > 3; DROP TABLE files", "size > 3 --", "size > (SELECT 1)", "vector = 1", "rowid > 3"]
+)
+def test_sql_is_no_filter(dated, attack):
+    collection, _, _ = dated
+    with pytest.raises(DataError, match="--where, at character"):
+        found(collection, attack)
+
+
+@pytest.mark.parametrize(
+    ("where", "character", "message"),
+    [
+        ("", 1, "nothing in it"),
+        ("siz > 3", 1, "did you mean 'size'"),
+        ("size > big", 8, "expected a number such as"),
+        ("size", 5, "expected a comparison after 'size'"),
+        ("size >", 7, "expected a value"),
+        ("size > 3 and", 13, "expected one of path"),
+        ("size > 3 name = x", 10, "expected 'and', 'or' or the end, got 'name'"),
+        ("(size > 3", 10, r"expected '\)' for the '\(' at character 1"),
+        ("size ~ 3*", 6, "size is a number"),
+        ("name > x", 6, "name is text"),
+        ("name ~ 'x", 8, "a quote is not closed"),
+        ("mtime > 2024-13", 9, "expected a time such as"),
+        ("mtime > 2023-02-29", 9, "expected a time such as"),
+        ("size in 3", 9, r"expected '\(' after 'in'"),
+        ("size in (3", 11, r"expected ',' or '\)'"),
+        ("size ! 3", 6, "no such operator"),
+        ("size > 99999999999999G", 8, "expected a number"),
+        ("(" * 60 + "size > 3" + ")" * 60, 52, "nested more than 50 deep"),
+        ("size > 3 or " * 400 + "size > 3", 3001, "too long"),
+    ],
+)
+def test_a_mistake_is_shown_at_its_place(where, character, message):
+    with pytest.raises(DataError, match=rf"--where, at character {character}: .*{message}") as error:
+        parse_where(where)
+    before, after = str(error.value).split(", in: ")[1].split("[here]")
+    assert where[: character - 1].endswith(before.removeprefix("..."))
+    assert where[character - 1 :].startswith(after.removesuffix("..."))
+    assert len(str(error.value)) < 400
+
+
+def test_numbers_and_times():
+    assert [parse_number(text) for text in ("0", "1.5k", "2MB", "2GiB", "3ki", "7b")] == [
+        0, 1500, 2_000_000, 2 << 30, 3072, 7,
+    ]  # fmt: skip
+    now = datetime(2024, 5, 31, 12).timestamp()
+    start, end = parse_time("-7d", now)
+    assert (end - start, end) == (7 * DAY * 10**9, int(now * 1e9))
+    assert parse_time("2024-12", now)[1] == parse_time("2025", now)[0]
+    assert parse_time("2024-02-29 10:59", now)[1] == parse_time("2024-02-29T11:00:00", now)[0]
+
+
+@pytest.mark.parametrize("where", ["name ~ *.png", "size > 1k", "folder = 2024 or not size > 3k", "name ~ nothing*"])
+@pytest.mark.parametrize("later", [False, True])
+def test_search_under_a_filter_is_brute_force_over_what_meets_it(dated, where, later):
+    collection, _, vectors = dated
+    if (
+        later and collection.search(vectors[0], k=1)[0].score > 0.99
+    ):  # some rows are not in FAISS's file yet, some in it are dead
+        facts = {image.path: row for row, image in enumerate(collection.facts())}
+        changed = [path for path in facts if facts[path] % 4 == 0]
+        collection.update_from(Embeddings(-vectors[[facts[path] for path in changed]], changed, "f" * 64))
+    stored = collection.embeddings()
+    allowed = found(collection, where)
+    for query in np.random.default_rng(1).standard_normal((4, 16)).astype(np.float32):
+        unit = query / np.linalg.norm(query)
+        right = sorted((-float(v @ unit), path) for v, path in zip(stored.vectors, stored.ids, strict=True)
+                       if path in allowed)[:7]  # fmt: skip
+        hits = collection.search(query, k=7, where=where)
+        assert [hit.path for hit in hits] == [path for _, path in right]
+        np.testing.assert_allclose([hit.score for hit in hits], [-score for score, _ in right], atol=1e-5)
+        if right:
+            others = collection.search(query, k=100, where=where, exclude_paths=[right[0][1]])
+            assert len(others) == len(allowed) - 1
+            assert right[0][1] not in [hit.path for hit in others]
+
+
+def test_names_that_are_not_text(tmp_path):
+    names = [os.fsdecode(b"/lib/\xff\xfe.jpg"), os.fsdecode("/lib/größe.jpg".encode()), "/lib/a\nb.png"]
+    with Collection.create(tmp_path / "index", fingerprint="f" * 64, dim=3, root="/lib") as collection:
+        collection.update_from(Embeddings(np.eye(3, dtype=np.float32), names, "f" * 64))
+        assert found(collection, "name ~ 'gr*e.jpg'") == [names[1]]
+        assert found(collection, f"name = '{os.path.basename(names[0])}'") == [names[0]]
+        assert found(collection, "name ~ '*.jpg'") == sorted(names[:2])
+        assert found(collection, "name = 'a\nb.png'") == [names[2]]

@@ -1,0 +1,1 @@
+"""Search as people use it: filters, backgrounds, batches, duplicates, maps, and why two images match."""

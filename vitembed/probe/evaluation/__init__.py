@@ -1,0 +1,1 @@
+"""What is to be known about a probe before anyone relies on it."""
