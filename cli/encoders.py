@@ -85,3 +85,20 @@ def model_or_public(model: str | None, workspace: Path | None) -> str:
         note(f"no model of your own here: using the public {DEFAULT_MODEL} (vitembed pretrain makes one; --model)")
         return DEFAULT_MODEL
     return model
+
+
+def encoder_of_probe(
+    meta: Mapping[str, Any], model: str | None, workspace: Path | None
+) -> Encoder:
+    """The encoder that a saved probe names, unless ``--model`` names one; where it is gone, the workspace's.
+
+    A probe may come from anybody, so of public names only those of the catalogue are followed.
+    """
+    from vitembed.model.names import public_source
+
+    recorded, pool = meta.get("model"), meta.get("pool")
+    if model is None and isinstance(recorded, str):
+        source = public_source(recorded)
+        if os.path.lexists(recorded) or (source is not None and source.row is not None):
+            model = recorded
+    return open_encoder(model, workspace, pool=pool if isinstance(pool, str) else None, speed=recorded_speed(meta))

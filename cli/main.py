@@ -34,6 +34,7 @@ COMMANDS = (
     "embed",
     "export",
     "probe",
+    "classify",
     "info",
     "models",
     "configs",

@@ -54,6 +54,16 @@ def say_paths(paths: Sequence[str], end: bytes = b"\n") -> None:
     _to_stdout(b"".join(os.fsencode(path) + end for path in paths))
 
 
+def say_csv(cells: Sequence[str]) -> None:
+    """One line of CSV on stdout; paths in the very bytes that the file system has."""
+    import csv
+    import io
+
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow(cells)
+    _to_stdout(line.getvalue().encode("utf-8", "surrogateescape"))
+
+
 def say_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:
     """A table on stdout.
 

@@ -55,10 +55,15 @@ def test_the_tree_in_the_architecture_names_only_files_that_exist():
     root = README.parent
     tree = re.search(r"```\nvitembed/\n(.*?)```", (root / "ARCHITECTURE.md").read_text(encoding="utf-8"), re.DOTALL)[1]
     rooms = re.findall(r"^( +)(\w+)/ +.*?  +(.+(?:\n {20,}.+)*)", tree, re.MULTILINE)
-    inside = {"watch", "keep", "many", "onward"}
-    assert {room for _, room, _ in rooms} == {"images", "model", "pretrain", "collection", "probe", "demo"} | inside
+    inside = {
+        **dict.fromkeys(("watch", "keep", "many", "onward"), "pretrain"),
+        **dict.fromkeys(("finding", "store"), "collection"),
+        "export": "model",
+        "evaluation": "probe",
+    }
+    assert {room for _, room, _ in rooms} == {"images", "model", "pretrain", "collection", "probe", "demo", *inside}
     for _, room, names in rooms:
         assert len(names.split()) > 3
-        folder = root / "vitembed" / (f"pretrain/{room}" if room in inside else room)
+        folder = root / "vitembed" / inside.get(room, "") / room
         for name in re.findall(r"\b[a-z_]+\b", re.sub(r"\(.*?\)", "", names)):
             assert (folder / f"{name}.py").is_file(), f"{room}/{name}.py"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -204,9 +205,12 @@ def embed_plan(
     bad: list[BadImage] = []
     done, model_seconds, model_share = 0, 0.0, 0.0
     uncommitted = Uncommitted(catalog)
+    cleanup = contextlib.ExitStack()
     try:
         refs = [ImageRef(work.entry.path) for work in plan.embed]
-        for batch in encoder.stream(refs, batch_size=batch_size, num_workers=num_workers):
+        batches = encoder.stream(refs, batch_size=batch_size, num_workers=num_workers)
+        cleanup.callback(getattr(batches, "close", lambda: None))  # ends what decodes ahead, also after Ctrl-C
+        for batch in batches:
             errors = list(batch.bad)
             if batch.vectors.shape != (len(batch.indices), catalog.dim):
                 raise ModelError(
@@ -236,10 +240,9 @@ def embed_plan(
                 eta = (len(refs) - done) / speed if done else None
                 progress(UpdateProgress(done, len(refs), len(bad), speed, eta, 1 - model_share, model_share))
     finally:
-        try:
+        with cleanup:
+            cleanup.callback(uncommitted.close)
             uncommitted.commit()
-        finally:
-            uncommitted.close()
     if done != len(refs):
         raise ModelError(f"the encoder answered for {done} of {len(refs)} images")
     return bad, time.perf_counter() - start, model_share

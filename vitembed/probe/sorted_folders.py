@@ -118,7 +118,7 @@ def _folder_names(classes: Sequence[str | int]) -> dict[str | int, str]:
     taken = {UNSURE}
     for label in classes:
         plain = _UNSAFE.sub("_", str(label)).strip(" ").rstrip(".")
-        plain = os.fsencode(plain)[:_LONGEST].decode("utf-8", "ignore")
+        plain = plain.encode("utf-8", "replace")[:_LONGEST].decode("utf-8", "ignore")
         if not plain or plain.startswith("."):
             plain = f"_{plain}"
         name, number = plain, 1

@@ -133,4 +133,4 @@ def test_every_seventh_byte_of_the_catalogue(with_log, tmp_path):
         except Exception as error:
             wrong.append((place, repr(error)[:300]))
     assert not wrong, f"{len(wrong)}: {wrong[:10]}"
-    assert num_found > size // 70
+    assert num_found > 100  # most of so small a file is unused space
