@@ -2,11 +2,13 @@
 #
 # PYTHON=python3.12 make setup     another interpreter (3.10 to 3.13)
 # VENV=path make test              another place for the virtual environment
+# JOBS=1 make test                  one test at a time
 # PIP_FLAGS="..." make setup       more for pip, such as an index with CPU-only builds of torch
 
 PYTHON ?= python3
 VENV ?= .venv
 PIP_FLAGS ?=
+JOBS ?= auto
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.vitembed-installed
 # Every script there that measures; pack_* make data that ship.
@@ -39,7 +41,7 @@ demo: $(STAMP)
 	$(BIN)/vitembed demo --out demo-out
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS)
 
 lint: $(STAMP)
 	$(BIN)/ruff format $(FORMAT_FLAGS) .

@@ -87,9 +87,7 @@ def model_or_public(model: str | None, workspace: Path | None) -> str:
     return model
 
 
-def encoder_of_probe(
-    meta: Mapping[str, Any], model: str | None, workspace: Path | None
-) -> Encoder:
+def encoder_of_probe(meta: Mapping[str, Any], model: str | None, workspace: Path | None) -> Encoder:
     """The encoder that a saved probe names, unless ``--model`` names one; where it is gone, the workspace's.
 
     A probe may come from anybody, so of public names only those of the catalogue are followed.

@@ -128,8 +128,8 @@ def progress_bar(what: str) -> Iterator[Callable[..., None]]:
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    columns = (*columns, TextColumn("{task.fields[words]}"))
+    counts = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (*counts, TextColumn("{task.fields[words]}"))
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(what, total=None, words="")
         yield lambda done, total, words="": progress.update(task, completed=done, total=total, words=words)

@@ -82,6 +82,7 @@ def probe(
       vitembed probe ./labelled --compare dinov2-small .vitembed/model
     """  # noqa: D301
     from vitembed import __version__
+    from vitembed.errors import DataError
     from vitembed.probe.evaluation.compare import compare as compare_encoders
     from vitembed.probe.evaluation.report_page import write_page
     from vitembed.probe.evaluation.study import study
@@ -96,6 +97,9 @@ def probe(
         raise typer.BadParameter("a probe belongs to one model: save it without --compare", param_hint="--save")
     if not compare or model is not None or len(named) < 2:
         named = [model, *named]
+    for output in (html, save):  # before the work, not after it
+        if output is not None and not output.absolute().parent.is_dir():
+            raise DataError(f"{shown(output)} cannot be written: there is no folder {shown(output.absolute().parent)}")
     images = read_labelled(labelled)
     with progress_bar("embedding") as advance:
         found = embed_labelled(images, (open_encoder(name, workspace, speed=speed) for name in named), progress=advance)

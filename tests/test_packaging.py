@@ -117,7 +117,7 @@ def imported_modules(path):
 
 
 # Imported only where an extra is installed: module and distribution.
-OPTIONAL = {"timm": "timm", "umap": "umap-learn"}
+OPTIONAL = {"timm": "timm", "umap": "umap-learn", "pillow_heif": "pillow-heif", "rawpy": "rawpy"}
 
 
 def test_all_that_is_imported_is_declared_and_the_other_way_round():

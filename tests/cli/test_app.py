@@ -15,7 +15,10 @@ from typer.testing import CliRunner
 from vitembed import __version__
 from vitembed.errors import BadImage, VitembedError
 
-COMMANDS = ("pretrain", "index", "search", "dupes", "map", "embed", "probe", "info", "models", "configs", "doctor", "demo")
+COMMANDS = (
+    *("pretrain", "index", "search", "dupes", "map", "embed", "export"),
+    *("probe", "classify", "info", "models", "configs", "doctor", "demo"),
+)
 HEAVY = ("torch", "faiss", "pytorch_lightning", "torchvision", "sklearn", "pyarrow", "timm", "PIL", "numpy", "rich")
 
 

@@ -125,6 +125,19 @@ def test_the_first_format_is_migrated_with_everything_in_it(format_1, encoder, c
     db.close()
 
 
+def test_the_present_format_stays_readable(format_1, tmp_path):
+    """A file as committed when this format was made: its checksums must still agree, and it holds the same."""
+    index = tmp_path / "other" / ".vitembed" / "index"
+    index.mkdir(parents=True)
+    shutil.copy(FORMAT_1.with_name("format2.sqlite"), index / CATALOG_FILE)
+    before = (index / CATALOG_FILE).read_bytes()
+    with Collection.open(index) as made, Collection.open(format_1) as migrated:
+        made.verify()
+        np.testing.assert_array_equal(made.embeddings().vectors, migrated.embeddings().vectors)
+        assert [reason for _, reason in made.bad()] == ["zero bytes"]
+    assert (index / CATALOG_FILE).read_bytes() == before
+
+
 def test_an_old_format_that_cannot_be_written_says_so(format_1, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
     with pytest.raises(CollectionError, match="has format 1 of an older vitembed and cannot be written here: open it"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from sklearn.model_selection import GridSearchCV
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
@@ -85,6 +86,48 @@ def test_equal_similarities_are_ranked_by_row():
     bank = np.tile([[1.0, 0.0], [0.0, 1.0]], (5, 1))
     _, neighbours = KNNProbe(4).fit(bank, np.arange(10)).kneighbors([[2.0, 0.0]])
     assert neighbours.tolist() == [[0, 2, 4, 6]]
+
+
+@pytest.mark.parametrize("most", [4096, 30])
+def test_copies_beyond_what_the_first_candidates_hold_are_ranked_by_row(monkeypatch, most):
+    # 150 copies of one row, nearer than the rest: a float32 product cannot say which of them come first.
+    rng = np.random.default_rng(0)
+    bank = np.r_[rng.standard_normal((50, 5)), np.tile(rng.standard_normal(5), (150, 1))][rng.permutation(200)]
+    copy = np.median(bank, axis=0)
+    copies = np.flatnonzero((bank == copy).all(axis=1))
+    assert len(copies) == 150
+    monkeypatch.setattr(knn, "MOST_CANDIDATES", most)
+    monkeypatch.setattr(knn, "BANK_BLOCK", 32)
+    similarities, neighbours = KNNProbe(7).fit(bank, np.arange(200)).kneighbors([copy, copy * 3.0])
+    assert neighbours.tolist() == [copies[:7].tolist()] * 2
+    np.testing.assert_allclose(similarities, 1.0, atol=1e-6)
+
+
+def test_memory_is_bounded_by_the_blocks(monkeypatch):
+    seen = []
+    plain = torch.Tensor.topk
+
+    def topk(self, *args, **kwargs):
+        seen.append(self.numel())
+        return plain(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.Tensor, "topk", topk)
+    monkeypatch.setattr(knn, "QUERY_BLOCK", 8)
+    monkeypatch.setattr(knn, "BANK_BLOCK", 50)
+    bank, labels, queries = data(n=1001, q=40)
+    KNNProbe(3).fit(bank, labels).predict(queries)
+    assert max(seen) <= 8 * max(50, 2 * (3 + knn.SLACK))
+    assert len(seen) >= 5 * 21
+
+
+def test_dinov2_protocol_is_one_fit_for_each_k():
+    bank, labels, queries = data(n=300)
+    truth = np.random.default_rng(5).integers(0, 4, size=len(queries))
+    accuracies = KNNProbe().fit(bank, labels).accuracy_by_k(queries, truth)
+    assert accuracies == {k: KNNProbe(k).fit(bank, labels).score(queries, truth) for k in (10, 20, 100, 200)}
+    assert len(set(accuracies.values())) > 1
+    with pytest.raises(ValueError, match="expected one label for each of 40 rows"):
+        KNNProbe().fit(bank, labels).accuracy_by_k(queries, truth[:3])
 
 
 def test_length_does_not_matter_and_zero_vectors_are_safe():

@@ -188,11 +188,14 @@ class Catalog:
 
     def rows(self) -> Iterator[Row]:
         """All rows, in no order that counts. Whether they are all there is checked at the end."""
-        seen = Totals()
+        num_rows = row_sum = num_vectors = id_sum = 0
         for found in self._db.execute(f"{_ROW} NOT INDEXED"):
             row = self._row(found)
-            seen.count(row.id, found[-1], row.status == "ok")
+            num_rows, row_sum = num_rows + 1, row_sum + found[-1]
+            if row.status == "ok":
+                num_vectors, id_sum = num_vectors + 1, id_sum + row.id
             yield row
+        seen = Totals(num_rows, row_sum, num_vectors, id_sum)
         # The index over paths leads writers to the row that they replace: it must know the same rows.
         by_path = self._db.execute("SELECT count(*), total(id) FROM files INDEXED BY sqlite_autoindex_files_1")
         if seen != self._read_totals() or by_path.fetchone()[0] != seen.num_rows:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import re
-from typing import Any, BinaryIO
-
-from PIL import Image, ImageFile
-from PIL.Image import Image as PILImage
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from vitembed.errors import BadImage
+
+if TYPE_CHECKING:  # a look at what is installed loads no Pillow
+    from PIL.Image import Image as PILImage
+    from PIL.ImageFile import ImageFile
 
 EXTRAS = {"HEIF": ("heic", "pillow_heif"), "RAW": ("raw", "rawpy")}
 """Format: the extra that decodes it, and the module that comes with it."""
@@ -35,10 +36,10 @@ def is_installed_now(reason: str) -> bool:
     return found is not None and importlib.util.find_spec(EXTRAS[found[1]][1]) is not None
 
 
-def open_heif(file: BinaryIO) -> ImageFile.ImageFile:
+def open_heif(file: BinaryIO) -> ImageFile:
     """The first picture of a HEIC file, turned as the file says; Pillow's own list of formats is left alone."""
     module: Any = importlib.import_module("pillow_heif")  # untyped
-    opened: ImageFile.ImageFile = module.HeifImageFile(file, "")
+    opened: ImageFile = module.HeifImageFile(file, "")
     return opened
 
 
@@ -61,4 +62,6 @@ def develop(raw: Any, *, half: bool) -> PILImage:
         raw: As ``open_raw`` gives it.
         half: Take each 2 x 2 cell of the sensor as one pixel, which is four times as fast.
     """
+    from PIL import Image
+
     return Image.fromarray(raw.postprocess(use_camera_wb=True, half_size=half, output_bps=8))

@@ -8,6 +8,7 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from vitembed.errors import BadImage, DataError, printable
 from vitembed.images.formats import claims_image, explain_os_error, sniff
@@ -29,9 +30,8 @@ class ImageRef:
     """Which picture of a file that holds several (GIF, TIFF, APNG, WebP)."""
 
 
-@dataclass(frozen=True, slots=True)
-class FileEntry:
-    """A regular file, as one stat call tells it."""
+class FileEntry(NamedTuple):
+    """A regular file, as one stat call tells it. A tuple, as a walk makes one for each of perhaps millions."""
 
     path: str
     size: int

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,46 +12,59 @@ from jaxtyping import Float
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
-from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from vitembed.probe.choose import Choice, choose_c, content_keys
+from vitembed.probe.axes import SMALL_PRODUCT, principal_axes, threads_for
+from vitembed.probe.choose import MAX_CROSS_VALIDATED, NUM_FOLDS, Choice, choose_c, content_keys, fold_of_rows
 from vitembed.probe.inputs import device_name, labels_of, vectors_of
-from vitembed.probe.logistic import LogisticProblem, principal_axes, threads_for
+from vitembed.probe.logistic import LogisticProblem, Sigmoid, Softmax
+from vitembed.probe.newton import Solution, Start, solve
+from vitembed.probe.targets import Targets, class_weights, encode
 
 C_PATH: tuple[float, ...] = tuple(10.0 ** (e / 2) for e in range(-12, 7))
 """Default path: half decades from 1e-6 to 1e3."""
 DINOV2_C_PATH: tuple[float, ...] = tuple(float(C) for C in 10.0 ** np.linspace(-6, 5, 45))
 """The 45 values of DINOv2's ``eval/log_regression.py`` (Oquab et al. 2023, arXiv:2304.07193)."""
+SINGLE_RANGE = (1e-12, 1e12)
+"""Mean squares of the inputs between which large problems use float32 where it suffices; else float64 throughout."""
+SINGLE_TOL = 2e-4
+"""Smallest tolerance that is asked of float32."""
 
 
 class LinearProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn ships no types
     """Logistic regression on standardised vectors, with the penalty chosen on held-out rows.
 
     Same model and same meaning of ``C`` as ``make_pipeline(StandardScaler(), LogisticRegression(C=C))``, solved in
-    float64. Rows with equal content are never on both sides of a hold-out.
+    float64 (the path, which needs three digits, in float32). Rows with equal content are never on both sides of a
+    hold-out. An indicator matrix of labels ``[n, L]`` gives one logistic regression for each label, all with the same
+    ``C``, as ``OneVsRestClassifier`` does.
 
     Args:
         C: Inverse penalty, > 0: ``C * sum of losses + |W|^2 / 2``. None chooses it from ``Cs``.
         Cs: Sequence of values to choose from; None is ``C_PATH``. ``DINOV2_C_PATH`` is DINOv2's. The path ends early
-            once ``C`` is one and a half decades past the best one.
-        class_weight: As in scikit-learn: None, ``"balanced"``, or a weight for each label that is not to have 1.
+            once ``C`` is one and a half decades past the one of least held-out log loss.
+        num_holdouts: How many of five stratified fifths of the rows are held out in turn to choose ``C``: 1 is a
+            hold-out, 5 is cross-validation. None is 5 up to 2,000 distinct rows, else 1.
+        class_weight: As in scikit-learn: None, ``"balanced"``, or a weight for each label that is not to have 1. With
+            an indicator matrix it is for absent (0) and present (1) of each label on its own.
         standardize: Divide each feature by its standard deviation in the fitted rows; they are centred in any case.
         tol: Ends the solver; the mean loss is then within about ``tol ** 2`` of its minimum. By default probabilities
-            are right to 3 digits or more; 1e-6 gives 5 and takes two to ten times the iterations.
+            are right to 3 digits; 1e-6 gives 5 and takes about three times as long.
         max_iter: Most iterations of a solve; a ``ConvergenceWarning`` when they do not suffice.
         random_state: Decides which rows are held out; nothing else is random.
-        device: ``"auto"`` (CUDA when there, else CPU) or any torch device. Always float64, but on ``mps``, which has
-            only float32.
+        device: ``"auto"`` (CUDA when there, else CPU) or any torch device. The result is of float64, but on ``mps``,
+            which has only float32.
 
     Attributes:
-        classes_: Labels, sorted.
+        classes_: Labels, sorted; the column numbers of an indicator matrix.
+        multilabel_: Whether the labels were an indicator matrix.
         coef_: ``[num_classes, d]`` (``[1, d]`` when there are two), for the vectors as they are given.
         intercept_: ``[num_classes]`` (or ``[1]``).
         mean_: ``[d]`` of the fitted rows.
         scale_: ``[d]``; 1 for constant features. ``coef_ * scale_`` is what the penalty saw.
         C_: The ``C`` in force.
-        path_: ``PathPoint(C, log_loss, accuracy)`` for each value tried; empty when ``C`` was given.
+        path_: ``PathPoint(C, log_loss, accuracy)`` for each value tried; empty when ``C`` was given. Of an indicator
+            matrix: the labels' summed log loss and the share of right cells.
         n_iter_: Iterations of the final solve.
     """
 
@@ -60,9 +73,10 @@ class LinearProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scik
         C: Any = None,
         *,
         Cs: Any = None,
+        num_holdouts: Any = None,
         class_weight: Any = None,
         standardize: Any = True,
-        tol: Any = 1e-4,
+        tol: Any = 2e-4,
         max_iter: Any = 1000,
         random_state: Any = 0,
         device: Any = "auto",
@@ -70,6 +84,7 @@ class LinearProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scik
         # Any: scikit-learn asks that the constructor takes whatever comes and that ``fit`` judges it.
         self.C = C
         self.Cs = Cs
+        self.num_holdouts = num_holdouts
         self.class_weight = class_weight
         self.standardize = standardize
         self.tol = tol
@@ -78,52 +93,70 @@ class LinearProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scik
         self.device = device
 
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> LinearProbe:
-        """Fit on vectors ``[n, d]`` and labels ``[n]``, or on ``Embeddings`` that carry labels.
+        """Fit on vectors ``[n, d]`` and labels ``[n]`` or ``[n, L]``, or on ``Embeddings`` that carry labels.
 
         Raises:
             ValueError: If the data is not what scikit-learn takes, holds one class only, or a setting is out of range.
             DataError: If ``X`` is ``Embeddings`` without labels and no ``y`` is given.
         """
         Cs = self._checked_settings()
-        X, y = validate_data(self, vectors_of(X), labels_of(X, y), dtype=np.float64)
-        check_classification_targets(y)
+        X, y = validate_data(self, vectors_of(X), labels_of(X, y), dtype=np.float64, multi_output=True)
         weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         if (weights == 0).any():  # a weight of 0 is a row that is not there, also for classes_ and the hold-out
             X, y, weights = X[weights > 0], y[weights > 0], weights[weights > 0]
-        self.classes_, targets = np.unique(y, return_inverse=True)
-        if len(self.classes_) < 2:
-            raise ValueError(f"a classifier needs at least 2 classes, the labels hold {len(self.classes_)} class")
+        targets = encode(y)
+        self.classes_, self.multilabel_ = targets.classes, targets.indicator is not None
         self.mean_, self.scale_ = _moments(X, weights, scaled=self.standardize)
-        weights = weights * _class_weights(self.class_weight, self.classes_, targets, weights)[targets]
-
         with threads_for(X.size * len(self.classes_)):
             params = self._solve(X, targets, weights, Cs)
-        if params.shape[1] > 1:
+        if params.shape[0] > 1 and not self.multilabel_:
             # Softmax does not see a shift of all logits: take the one with sum 0, the least penalised.
-            params -= params.mean(axis=1, keepdims=True)
-        self.coef_ = np.ascontiguousarray(params[:-1].T / self.scale_)
-        self.intercept_ = params[-1] - self.coef_ @ self.mean_
+            params -= params.mean(axis=0)
+        if targets.constant.any():
+            params[targets.constant] = 0.0
+            params[targets.constant, -1] = targets.constant_logits(len(X))
+        self.coef_ = np.ascontiguousarray(params[:, :-1] / self.scale_)
+        self.intercept_ = params[:, -1] - self.coef_ @ self.mean_
         return self
 
     def _solve(
-        self, X: np.ndarray, targets: np.ndarray, weights: np.ndarray, Cs: list[float]
-    ) -> Float[np.ndarray, "d_plus_1 k"]:
-        """Weights on the standardised features and, in the last row, the intercept; sets ``C_, path_, n_iter_``."""
+        self, X: np.ndarray, targets: Targets, weights: np.ndarray, Cs: list[float]
+    ) -> Float[np.ndarray, "k d_plus_1"]:
+        """Weights on the standardised features and, in the last column, the intercept; sets ``C_, path_, n_iter_``."""
         device = torch.device(device_name(self.device))
         dtype = torch.float32 if device.type == "mps" else torch.float64
-        scaled, shares = (
-            torch.from_numpy(array).to(device, dtype) for array in ((X - self.mean_) / self.scale_, weights)
-        )
-        axes = principal_axes(scaled, shares)
-        labels = torch.from_numpy(targets.astype(np.int64)).to(device)
-        problem = LogisticProblem(axes.inputs, axes.spectrum, labels, shares, len(self.classes_))
+
+        def tensor(array: np.ndarray) -> torch.Tensor:
+            return torch.from_numpy(array).to(device, dtype)
+
+        cells = weights * class_weights(self.class_weight, targets, weights)
+        row_weights = cells if cells.ndim == 1 else cells.mean(axis=0)
+        total = float(row_weights.sum())
+        axes = principal_axes(tensor((X - self.mean_) / self.scale_), tensor(row_weights))
+        loss: Softmax | Sigmoid
+        if targets.present is None:
+            labels = torch.from_numpy(targets.codes).to(device)
+            loss = Softmax(labels, tensor(cells / total), len(targets.classes))
+        else:
+            loss = Sigmoid(tensor(targets.present), tensor(np.atleast_2d(cells) / total))
+        problem = LogisticProblem.of(axes.inputs, axes.spectrum, loss, total)
+        coarse = problem
+        low, high = SINGLE_RANGE
+        if X.size * len(targets.classes) >= SMALL_PRODUCT and low < axes.spectrum.min() and axes.spectrum.max() < high:
+            coarse = problem.to(torch.float32)
         if self.C is None:
-            seed = int(check_random_state(self.random_state).randint(2**31))
-            choice = choose_c(problem, content_keys(X, seed), Cs, max_iter=self.max_iter)
+            keys = content_keys(X, int(check_random_state(self.random_state).randint(2**31)))
+            folds = fold_of_rows(keys, targets.codes)
+            num_holdouts = self.num_holdouts
+            if num_holdouts is None:
+                num_holdouts = NUM_FOLDS if len(np.unique(keys)) <= MAX_CROSS_VALIDATED else 1
+            folds[folds >= num_holdouts] = -1
+            num_held = len(np.unique(keys[folds >= 0]))
+            choice = choose_c(coarse, folds, row_weights, Cs, num_held=num_held, max_iter=self.max_iter)
         else:
             choice = Choice(float(self.C), [], None)
         self.C_, self.path_ = choice.C, choice.path
-        solution = problem.solve(self.C_, start=choice.start, tol=self.tol, max_iter=self.max_iter)
+        solution = self._refit(problem, coarse, choice)
         if not solution.converged:
             warnings.warn(
                 f"the solver stopped after {solution.num_iterations} iterations before tol={self.tol:g} was reached: "
@@ -132,24 +165,36 @@ class LinearProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scik
                 stacklevel=3,
             )
         self.n_iter_ = max(1, solution.num_iterations)
-        weight, intercept = axes.to_features(solution.params[:-1]), solution.params[-1:]
-        return torch.cat([weight, intercept]).double().cpu().numpy()
+        weight, intercept = axes.to_features(solution.params[:, :-1]), solution.params[:, -1:]
+        return torch.cat([weight, intercept], dim=1).double().cpu().numpy()
+
+    def _refit(self, problem: LogisticProblem, coarse: LogisticProblem, choice: Choice) -> Solution:
+        """Solve in float32, twice as fast, as far as that can see; then go on in float64."""
+        start = None if choice.start is None else Start(choice.start)
+        if coarse is problem:
+            return solve(problem, choice.C, start=start, tol=self.tol, max_iter=self.max_iter)
+        near = solve(coarse, choice.C, start=start, tol=max(self.tol, SINGLE_TOL), max_iter=self.max_iter)
+        left = max(1, self.max_iter - near.num_iterations)
+        solution = solve(problem, choice.C, start=Start(near.params), tol=self.tol, max_iter=left)
+        return replace(solution, num_iterations=solution.num_iterations + near.num_iterations)
 
     def decision_function(self, X: Any) -> Float[np.ndarray, " n"] | Float[np.ndarray, "n c"]:
         """Logits ``[n, num_classes]``; with two classes ``[n]``, positive for the second."""
         check_is_fitted(self)
         X = validate_data(self, vectors_of(X), dtype=np.float64, reset=False)
         logits: np.ndarray = X @ self.coef_.T + self.intercept_
-        return logits[:, 0] if len(self.classes_) == 2 else logits
+        return logits[:, 0] if len(self.classes_) == 2 and not self.multilabel_ else logits
 
     def predict_proba(self, X: Any) -> Float[np.ndarray, "n c"]:
-        """Probability of each class, in the order of ``classes_``; rows sum to 1."""
+        """Probability of each class, in the order of ``classes_``: rows sum to 1, but not of an indicator matrix."""
         prob: np.ndarray = np.exp(self.predict_log_proba(X))
         return prob
 
     def predict_log_proba(self, X: Any) -> Float[np.ndarray, "n c"]:
         """Logarithm of ``predict_proba``, also where that would round to 0."""
         logits = self.decision_function(X)
+        if self.multilabel_:
+            return -np.logaddexp(0.0, -logits)
         if logits.ndim == 1:
             return np.stack([-np.logaddexp(0.0, logits), -np.logaddexp(0.0, -logits)], axis=1)
         logits = logits - logits.max(axis=1, keepdims=True)
@@ -157,14 +202,24 @@ class LinearProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scik
         return log_prob
 
     def predict(self, X: Any) -> np.ndarray:
-        """Most probable label of each row."""
+        """Most probable label of each row; of an indicator matrix 1 for labels over a half, else 0."""
         logits = self.decision_function(X)
+        if self.multilabel_:
+            return (logits > 0).astype(np.int64)
         labels: np.ndarray = self.classes_[(logits > 0).astype(int) if logits.ndim == 1 else logits.argmax(axis=1)]
         return labels
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
-        """Accuracy in 0..1 on vectors and labels, or on ``Embeddings`` that carry labels."""
+        """Accuracy in 0..1 on vectors and labels, or on ``Embeddings`` that carry labels.
+
+        Of an indicator matrix it is the share of rows with every label right, as in scikit-learn.
+        """
         return float(super().score(X, labels_of(X, y), sample_weight))
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_label = True
+        return tags
 
     def _checked_settings(self) -> list[float]:
         """Check every setting and give the path of C."""
@@ -175,6 +230,10 @@ class LinearProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scik
             raise ValueError(f"Cs={self.Cs!r}: expected one or more numbers > 0")
         if not self.max_iter >= 1 or not self.tol >= 0:
             raise ValueError(f"max_iter={self.max_iter!r}, tol={self.tol!r}: expected max_iter >= 1 and tol >= 0")
+        if self.num_holdouts is not None and self.num_holdouts not in range(1, NUM_FOLDS + 1):
+            raise ValueError(
+                f"num_holdouts={self.num_holdouts!r}: expected None or a whole number from 1 to {NUM_FOLDS}"
+            )
         if isinstance(self.class_weight, str) and self.class_weight != "balanced":
             raise ValueError(f"class_weight={self.class_weight!r}: expected None, 'balanced' or a dict")
         return Cs
@@ -188,18 +247,3 @@ def _moments(X: np.ndarray, weights: np.ndarray, *, scaled: bool) -> tuple[np.nd
     variance = np.average((X - mean) ** 2, axis=0, weights=weights)
     rounding = (len(X) * np.finfo(np.float64).eps * np.abs(mean)) ** 2
     return mean, np.where(variance <= rounding, 1.0, np.sqrt(variance))
-
-
-def _class_weights(
-    class_weight: Mapping[Any, Any] | str | None, classes: np.ndarray, targets: np.ndarray, weights: np.ndarray
-) -> np.ndarray:
-    """Give a factor for each class; ``balanced`` gives every class the same total weight."""
-    if class_weight is None:
-        return np.ones(len(classes))
-    if isinstance(class_weight, str):
-        totals = np.bincount(targets, weights=weights, minlength=len(classes))
-        return np.asarray(weights.sum() / (len(classes) * totals))
-    unknown = set(class_weight) - set(classes.tolist())
-    if unknown:
-        raise ValueError(f"class_weight names {sorted(unknown)!r}, which are not among the labels {classes.tolist()!r}")
-    return np.array([class_weight.get(label, 1.0) for label in classes.tolist()], dtype=np.float64)

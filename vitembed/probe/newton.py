@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vitembed.probe.logistic import LogisticProblem
 
-FORCING = 0.1
+FORCING = 0.3
 """Each Newton step's linear system is solved until its residual has fallen to this share (in the preconditioner's
 norm), or to half of what the tolerance asks."""
 MOST_PRODUCTS = 250
@@ -29,16 +29,35 @@ class Solution:
 
     params: Float[Tensor, "k r"]
     """Weights on the axes; the last column is the intercept."""
+    logits: Float[Tensor, "k n"]
+    value: float
+    """The objective, divided by ``C`` and the rows' total weight."""
     num_iterations: int
     """Gradients and Hessian products, each of which reads the inputs twice."""
     converged: bool
+
+    def beyond(self, last: Solution, stride: float) -> Start:
+        """Go on along the line from ``last`` to here, by ``stride`` of its length."""
+        params, logits = (
+            torch.lerp(old, new, 1.0 + stride) for old, new in ((last.params, self.params), (last.logits, self.logits))
+        )
+        return Start(params, logits)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a solve begins."""
+
+    params: Float[Tensor, "k r"]
+    logits: Float[Tensor, "k n"] | None = None
+    """Of ``params`` on the problem's rows, when they are known already."""
 
 
 def solve(
     problem: LogisticProblem,
     C: float,
     *,
-    start: Float[Tensor, "k r"] | None = None,
+    start: Start | None = None,
     tol: float = 1e-6,
     max_iter: int = 1000,
 ) -> Solution:
@@ -47,7 +66,7 @@ def solve(
     Args:
         problem: Rows, their losses and weights.
         C: Inverse strength of the penalty, as in scikit-learn and LIBLINEAR.
-        start: Parameters to begin with, as from a neighbouring ``C``; zeros otherwise.
+        start: As from a neighbouring ``C``; zeros otherwise.
         tol: Ends when the gradient, measured in the preconditioner's norm, is below it; the mean loss is then within
             about ``tol ** 2`` of its minimum.
         max_iter: Most iterations, counted as in ``Solution``.
@@ -58,8 +77,10 @@ def solve(
     penalty = torch.full_like(spectrum, float(1.0 / (C * problem.total)))
     penalty[-1] = 0.0
     eps = torch.finfo(spectrum.dtype).eps
-    params = spectrum.new_zeros(loss.num_outputs, len(spectrum)) if start is None else start.to(spectrum.dtype)
-    logits = problem.logits(params)
+    if start is None:
+        start = Start(spectrum.new_zeros(loss.num_outputs, len(spectrum)))
+    params = start.params.to(spectrum.dtype)
+    logits = problem.logits(params) if start.logits is None else start.logits
     value, prob = loss.value(logits)
     value += 0.5 * _dot(penalty * params, params)
     iterations = 0
@@ -70,17 +91,23 @@ def solve(
         diagonal = torch.addcmul(penalty, loss.curvature(prob).clamp_min(1e-10)[:, None], spectrum)
         size = _dot(gradient / diagonal, gradient) ** 0.5
         if size <= tol:
-            return Solution(params, iterations, True)
+            return Solution(params, logits, value, iterations, True)
         if iterations >= max_iter:
-            return Solution(params, iterations, False)
+            return Solution(params, logits, value, iterations, False)
         budget = min(MOST_PRODUCTS, max_iter - iterations)
         step, change, products = _newton_step(
-            problem, prob, gradient, diagonal, penalty, goal=max(FORCING, 0.5 * tol / size), budget=budget
+            problem,
+            prob,
+            gradient,
+            diagonal,
+            penalty,
+            goal=max(FORCING, 0.5 * tol / size),
+            budget=budget,
         )
         iterations += products
         slope = _dot(gradient, step)
         if -slope <= eps * abs(value) * 1e-2:
-            return Solution(params, iterations, True)  # the value cannot get better in this precision
+            return Solution(params, logits, value, iterations, True)  # the value cannot get better in this precision
         length = 1.0
         while True:
             trial, trial_logits = params + length * step, torch.add(logits, change, alpha=length)
@@ -91,7 +118,7 @@ def solve(
                 break
             length *= 0.5
             if length < 1e-10:
-                return Solution(params, iterations, False)
+                return Solution(params, logits, value, iterations, False)
         params, logits, value, prob = trial, trial_logits, trial_value, trial_prob
 
 

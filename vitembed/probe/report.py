@@ -148,7 +148,11 @@ def evaluate(
     notes: list[str] = []
     if group_copies:
         group_ids = copy_groups(vectors, device=device, groups=group_ids)
-        notes.append(f"{len(np.unique(group_ids)):,} groups of near duplicates were kept on one side of the split each")
+        sizes = np.bincount(group_ids)
+        notes.append(
+            f"{int(sizes[sizes > 1].sum()):,} images in {int((sizes > 1).sum()):,} groups of near duplicates were kept "
+            "on one side of the split each"
+        )
     rng = np.random.default_rng(seed)
     is_test, remarks = choose_sides(targets, split, group_ids, test_share, seed, rng)
     train, test = np.flatnonzero(~is_test), np.flatnonzero(is_test)
@@ -189,7 +193,7 @@ def evaluate(
         probabilities=prob,
         leaks=leaks_across(vectors, train, test, device=device),
     )
-    notes += _remarks_on_copies(fitted.is_copy, answers, truth)
+    notes += _remarks_on_copies(fitted)
     return ProbeReport(
         num_images=len(targets),
         num_classes=len(names),
@@ -212,14 +216,18 @@ def _over_all_classes(probe: KNNProbe | LinearProbe, vectors: np.ndarray, num_cl
     return prob
 
 
-def _remarks_on_copies(copies: np.ndarray, answers: dict[str, np.ndarray], truth: np.ndarray) -> list[str]:
+def _remarks_on_copies(fitted: Fitted) -> list[str]:
+    copies, targets, truth = fitted.is_copy, fitted.targets, fitted.targets[fitted.test]
     if not copies.any():
         return []
     note = f"{int(copies.sum())} of {len(copies)} test images have a near duplicate among the training images"
     if not copies.all():
-        knn, linear = (100 * (answers[name] == truth)[~copies].mean() for name in ("knn", "linear"))
+        knn, linear = (100 * (fitted.answers[name] == truth)[~copies].mean() for name in ("knn", "linear"))
         note += f"; without them k-NN is {knn:.1f} % and linear {linear:.1f} %"
-    return [note]
+    notes = [note]
+    if differ := sum(targets[leak.test_row] != targets[leak.train_row] for leak in fitted.leaks):
+        notes.append(f"{differ} of these copies are labelled otherwise than their original: one of the two is wrong")
+    return notes
 
 
 def _class_rows(

@@ -18,7 +18,6 @@ from jaxtyping import Float
 from vitembed.atomic import atomic_path
 from vitembed.errors import DataError, MismatchError, printable
 from vitembed.probe.evaluation.study import Study
-from vitembed.probe.linear import LinearProbe
 
 FORMAT_VERSION = 1
 _KEY = "vitembed_probe"
@@ -33,7 +32,8 @@ class SavedProbe:
         DataError: If weights, classes and threshold do not fit together.
     """
 
-    classes: list[str] | list[int]
+    classes: list[Any]
+    """All text or all whole numbers; in the order of the probabilities."""
     coef: np.ndarray
     """float64 ``[k, d]``; one row per class, or a single row for the second of two classes."""
     intercept: np.ndarray
@@ -78,13 +78,12 @@ class SavedProbe:
         """
         if vectors.shape[1] != self.dim:
             raise DataError(f"the probe takes {self.dim}-d vectors, these have {vectors.shape[1]} numbers")
-        if not len(vectors):
-            return np.zeros((0, len(self.classes)))
-        linear = LinearProbe()
-        linear.classes_ = np.arange(len(self.classes))
-        linear.coef_, linear.intercept_, linear.n_features_in_ = self.coef, self.intercept, self.dim
-        found: np.ndarray = linear.predict_proba(vectors)
-        return found
+        logits = vectors.astype(np.float64) @ self.coef.T + self.intercept
+        if len(self.classes) == 2:  # one column of logits, for the second class
+            logits = np.concatenate([np.zeros_like(logits), logits], axis=1)
+        prob: np.ndarray = np.exp(logits - logits.max(axis=1, keepdims=True))
+        prob /= prob.sum(axis=1, keepdims=True)
+        return prob
 
     def check_fingerprint(self, fingerprint: str, name: str) -> None:
         """Refuse an encoder that the probe was not made for.
@@ -207,4 +206,6 @@ def _read(path: Path) -> dict[str, Any]:
         shapes = {key: file.get_slice(key) for key in ("coef", "intercept")}
         if any(part.get_dtype() != "F64" for part in shapes.values()):
             raise DataError("its arrays are not float64")
+        if found["threshold"] is not None:
+            found["threshold"] = float(found["threshold"])
         return {**found, "coef": file.get_tensor("coef"), "intercept": file.get_tensor("intercept")}

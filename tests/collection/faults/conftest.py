@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import sys
+import tempfile
 import traceback
 from pathlib import Path
 
@@ -65,9 +66,17 @@ class Place:
 
 
 @pytest.fixture(scope="session")
-def old_place(tmp_path_factory, color_grid):
+def fast_folder():
+    """In memory where there is such a place: thousands of fsyncs would wait for the disk."""
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(dir=memory, prefix="vitembed-faults-") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="session")
+def old_place(fast_folder, color_grid):
     """14 images, indexed; times long ago, so that any change shows."""
-    place = Place(tmp_path_factory.mktemp("old"), color_grid)
+    place = Place(fast_folder / "old", color_grid)
     for seed in range(14):
         path = place.photos / "ab"[seed % 2] / f"{seed:02}.png"
         color_grid.draw(str(path), seed)
@@ -77,9 +86,10 @@ def old_place(tmp_path_factory, color_grid):
 
 
 @pytest.fixture
-def copy_of_old(old_place, tmp_path):
-    numbers = iter(range(1_000_000))
-    return lambda: old_place.copy(tmp_path / f"copy{next(numbers)}")
+def copy_of_old(old_place, fast_folder):
+    with tempfile.TemporaryDirectory(dir=fast_folder) as folder:
+        numbers = iter(range(1_000_000))
+        yield lambda: old_place.copy(Path(folder, f"copy{next(numbers)}"))
 
 
 def add(place):

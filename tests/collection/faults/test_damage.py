@@ -15,9 +15,9 @@ FILES = ("catalog.sqlite", "catalog.sqlite-wal", "vectors.faiss", "vectors.json"
 
 
 @pytest.fixture(scope="module")
-def with_log(old_place, tmp_path_factory):
+def with_log(old_place, fast_folder):
     """An index whose last change is still in the write-ahead log, and the states that it has been in."""
-    place = old_place.copy(tmp_path_factory.mktemp("damage") / "place")
+    place = old_place.copy(fast_folder / "damage" / "place")
     states = [place.snapshot()]
     place.color_grid.draw(str(place.photos / "b" / "01.png"), 300)
     os.remove(place.photos / "a" / "02.png")
@@ -55,10 +55,10 @@ def answers(index, top):
         return state
 
 
-def judge(with_log, tmp_path, name, damage):
+def judge(with_log, folder, name, damage):
     """Damage a copy; whether it was found (True), or did not matter."""
     place, states = with_log
-    copy = place.copy(tmp_path / "copy")
+    copy = place.copy(folder / "damaged")
     try:
         damage(copy.index / name)
         found = ""
@@ -101,35 +101,35 @@ def cut(length):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_flipped_bits(name, with_log, tmp_path):
+def test_flipped_bits(name, with_log, fast_folder):
     size = (with_log[0].index / name).stat().st_size
     rng = np.random.default_rng(FILES.index(name))
     places = sorted({*rng.integers(0, size, 25).tolist(), *range(0, min(size, 100), 12), size - 1})
     for place in places:
         try:
-            judge(with_log, tmp_path, name, flip(place, int(rng.integers(8))))
+            judge(with_log, fast_folder, name, flip(place, int(rng.integers(8))))
         except Exception as error:
             raise AssertionError(f"{name}, byte {place} of {size}: {error!r}") from error
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_cut_off(name, with_log, tmp_path):
+def test_cut_off(name, with_log, fast_folder):
     size = (with_log[0].index / name).stat().st_size
     for length in sorted({0, 1, 100, 511, 512, 4096, size // 3, size // 2, size - 4096, size - 1} & {*range(size)}):
         try:
-            judge(with_log, tmp_path, name, cut(length))
+            judge(with_log, fast_folder, name, cut(length))
         except Exception as error:
             raise AssertionError(f"{name} cut to {length} of {size}: {error!r}") from error
 
 
 @pytest.mark.slow
-def test_every_seventh_byte_of_the_catalogue(with_log, tmp_path):
+def test_every_seventh_byte_of_the_catalogue(with_log, fast_folder):
     size = (with_log[0].index / "catalog.sqlite").stat().st_size
     rng = np.random.default_rng(7)
     wrong, num_found = [], 0
     for place in range(0, size, 7):
         try:
-            num_found += judge(with_log, tmp_path, "catalog.sqlite", flip(place, int(rng.integers(8))))
+            num_found += judge(with_log, fast_folder, "catalog.sqlite", flip(place, int(rng.integers(8))))
         except Exception as error:
             wrong.append((place, repr(error)[:300]))
     assert not wrong, f"{len(wrong)}: {wrong[:10]}"

@@ -63,7 +63,7 @@ def test_200_kills(old_place, copy_of_old, tools):
 
 
 @pytest.mark.slow
-def test_a_kill_at_every_system_call(old_place, copy_of_old, tools, tmp_path):
+def test_a_kill_at_every_system_call(old_place, copy_of_old, tools):
     """Below Python: at each write, fsync, rename, cut and removal that SQLite, FAISS and we ask of the system."""
     import shutil
     import subprocess

@@ -5,12 +5,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+import sys
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """What the catalogue knows of one file."""
+class Row(NamedTuple):
+    """What the catalogue knows of one file. A tuple, as an update makes one for each file that it has ever seen."""
 
     id: int
     path: str
@@ -25,6 +25,10 @@ class Row:
     status: str
     """``ok``, ``bad`` or ``other``."""
     reason: str | None
+
+
+# What os.fsdecode() does, without its checks: this runs for every row.
+_ENCODING, _ERRORS = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
 
 
 class Paths:
@@ -47,5 +51,5 @@ class Paths:
         """What was stored."""
         if external:
             return path.decode("utf-8", "surrogatepass")
-        text = os.fsdecode(path)
+        text = path.decode(_ENCODING, _ERRORS)
         return text if os.path.isabs(text) else self._prefix + text

@@ -12,6 +12,8 @@ from vitembed.errors import ConfigError
 from vitembed.probe.evaluation.wilson import wilson_interval
 
 DEFAULT_PRECISION = 0.95
+MIN_ANSWERS = 20
+"""Held-out answers that must stand behind a threshold: four right of four prove nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +53,8 @@ def calibrate(
 ) -> AbstainRule:
     """Choose the lowest confidence from which on the held-out answers are right at least ``target_precision`` often.
 
+    At least 20 answers must stand behind it; where fewer are held out, all of them.
+
     Args:
         confidence: Probability of each held-out answer.
         right: Whether it is right.
@@ -67,6 +71,7 @@ def calibrate(
     num_right = np.cumsum(right[order])
     # Answers of equal confidence stand or fall together: only the last of them may be a threshold.
     possible = np.r_[falling[1:] != falling[:-1], True] & (num_right >= target_precision * num_answered - 1e-9)
+    possible &= num_answered >= min(MIN_ANSWERS, len(order))
     if not possible.any():
         return AbstainRule(
             target_precision=target_precision,

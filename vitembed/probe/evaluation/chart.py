@@ -115,7 +115,7 @@ CHART_STYLE = """
 svg g polygon { fill: var(--tone); opacity: .18; stroke: none; }
 svg g polyline { fill: none; stroke: var(--tone); stroke-width: 2; stroke-linejoin: round; }
 svg g circle { fill: var(--tone); } svg .mid { text-anchor: middle; }
-.key { margin-right: 1.2rem; } .key::before { content: "\\25CF "; color: var(--tone); }
+.key { margin-right: 1.2rem; } .key::before { content: "\\25CF\\00A0"; color: var(--tone); }
 .confusion { width: auto; font-size: .8rem; }
 .confusion th, .confusion td { padding: .2rem .4rem; border: 1px solid var(--line); text-align: right; }
 .confusion thead th { height: 6.5rem; vertical-align: bottom; }

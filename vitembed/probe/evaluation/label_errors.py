@@ -11,9 +11,14 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import StratifiedGroupKFold
 
 from vitembed.probe.choose import content_keys
+from vitembed.probe.evaluation.abstain import calibrate, is_sure
 from vitembed.probe.linear import LinearProbe
 
 NUM_FOLDS = 5
+_TOL = 1e-3
+"""Probabilities right to two digits are enough for bars that are means."""
+AGREEMENT = 0.7
+"""Three labels in ten may be wrong before nobody is believed any more."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,8 @@ def find_label_errors(
 
     Confident learning: the bar of a class is the mean probability that images labelled so get for it. An image is
     listed when another class is the most probable one of those whose bar it reaches. So classes that are hard to tell
-    apart have low bars for all, and a class of which the probe is never sure accuses nobody.
+    apart have low bars for all, and a class of which the probe is never sure accuses nobody. Nor does a probe that is
+    often wrong when it is sure: only answers count from the confidence on from which 70 % agree with the labels.
 
     Args:
         vectors: Of training and test images together.
@@ -68,7 +74,10 @@ def confident_disagreement(prob: Float[np.ndarray, "n c"], targets: Int[np.ndarr
     bars = np.divide(sums, num, out=np.full(prob.shape[1], np.inf), where=num > 0)
     reached = np.where((prob >= bars) & judged[:, None], prob, -1.0)
     suggested = reached.argmax(axis=1)
-    accused = (suggested != targets) & (reached.max(axis=1) > given) & judged
+    confidence = np.where(judged, prob.max(axis=1), 0.0)
+    agrees = prob.argmax(axis=1) == targets
+    trusted = calibrate(confidence[judged], agrees[judged], target_precision=AGREEMENT).threshold
+    accused = (suggested != targets) & (reached.max(axis=1) > given) & is_sure(confidence, trusted) & judged
     rows = np.flatnonzero(accused)
     margin = prob[rows, suggested[rows]] - given[rows]
     return [
@@ -106,7 +115,7 @@ def out_of_fold(
         for train, held in folds.split(vectors, targets, kept_together):
             if len(np.unique(targets[train])) < 2 or not len(held):
                 continue
-            probe = LinearProbe(C, device=device).fit(vectors[train], targets[train])
+            probe = LinearProbe(C, tol=_TOL, device=device).fit(vectors[train], targets[train])
             prob[held] = 0.0
             prob[np.ix_(held, probe.classes_)] = probe.predict_proba(vectors[held])
     return prob

@@ -67,7 +67,7 @@ def render(
         _scores(studies),
         _comparison(comparison) if comparison is not None else "",
         _few_shot(studies),
-        *(_details(study, f" of {name}" if several else "")),
+        *(_details(study, f" ({name})" if several else "")),
         section("The run", pairs(_facts(study, facts))),
     ]
     return document(title, "\n".join(part for part in parts if part), style=CHART_STYLE + _STYLE)
@@ -117,7 +117,7 @@ def _cells(scores: Scores, binary: bool) -> list[str]:
 def _comparison(comparison: Comparison) -> str:
     rows = [
         [
-            probe,
+            {"knn": "k-NN"}.get(probe, probe),
             f"{test.second} against {test.first}",
             f"{100 * test.difference:+.1f} points  ({100 * test.ci95[0]:+.1f} to {100 * test.ci95[1]:+.1f})",
             f"{test.only_second:,} : {test.only_first:,}",
@@ -178,7 +178,7 @@ def _abstaining(study: Study, of: str) -> str:
         low, high = rule.precision_ci95
         kept = "all answers count" if rule.threshold == 0 else f"answers count from probability {rule.threshold:.3f} on"
         text = (
-            f"For {target} right answers {kept}: that is {100 * rule.coverage:.1f} % of the {rule.num_held_out:,} test "
+            f"For {target} right, {kept}: that is {100 * rule.coverage:.1f} % of the {rule.num_held_out:,} test "
             f"images, and {100 * rule.precision:.1f} % of these are right ({100 * low:.1f} to {100 * high:.1f} %). It "
             "is the lowest probability with that precision on these images; images of another kind may be worse."
         )
@@ -220,7 +220,7 @@ def _mistakes(study: Study, names: Sequence[str], of: str) -> str:
     pictures = [
         (
             study.ids[wrong.row],
-            f"{names[wrong.predicted]}, {100 * wrong.probability:.1f} % sure",
+            f"taken for {names[wrong.predicted]}, {100 * wrong.probability:.1f} %",
             f"is {names[wrong.truth]}",
         )
         for wrong in study.mistakes[:NUM_PICTURES]
@@ -241,7 +241,8 @@ def _label_errors(study: Study, names: Sequence[str], of: str) -> str:
     ]
     note = (
         "Of all images, with their classes as judged by probes that learned from the others: another class passes its "
-        "own bar (confident learning). Candidates to look at, not verdicts; the surest first."
+        "own bar (confident learning), at a confidence at which "
+        "the probe is mostly right. Candidates to look at, not verdicts; the surest first."
     )
     return _gallery(f"Labels that are likely wrong{of}", note, pictures, len(study.label_errors))
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
+
+import numpy as np
 
 from vitembed.probe.evaluation.study import Study
 
@@ -54,7 +57,8 @@ def verdict(study: Study) -> ProbeVerdict:
     if report.linear.accuracy > report.majority.accuracy and len(study.few_shot) > 1:
         last, before = study.few_shot[-1], study.few_shot[-2]
         gain = last.accuracy - before.accuracy
-        if gain > 0.01:
+        error = math.hypot(*(np.std(point.accuracies) / math.sqrt(len(point.accuracies)) for point in (last, before)))
+        if gain > max(0.01, 2 * error):
             sentences.append(
                 f"More labels help: from {before.shots} to {last.shots} of each class gained {100 * gain:.1f} points."
             )
