@@ -50,6 +50,9 @@ def probe(
     few_shot: Annotated[
         int, typer.Option("--few-shot", min=0, metavar="DRAWS", help="Draws behind the few-shot curve; 0: none.")
     ] = 5,
+    attentive: Annotated[
+        bool, typer.Option("--attentive", help="Also an attentive probe, on all patch tokens: minutes, not seconds.")
+    ] = False,
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Also write a report with pictures.")
     ] = None,
@@ -102,7 +105,12 @@ def probe(
             raise DataError(f"{shown(output)} cannot be written: there is no folder {shown(output.absolute().parent)}")
     images = read_labelled(labelled)
     with progress_bar("embedding") as advance:
-        found = embed_labelled(images, (open_encoder(name, workspace, speed=speed) for name in named), progress=advance)
+        found = embed_labelled(
+            images,
+            (open_encoder(name, workspace, speed=speed) for name in named),
+            with_tokens=attentive,
+            progress=advance,
+        )
     settings: dict[str, Any] = {
         "split": found.images.split,
         "groups": found.images.groups,
@@ -114,10 +122,10 @@ def probe(
     }
     names = [name or str(vectors.meta["model"]) for name, vectors in zip(named, found.embeddings, strict=True)]
     if compare:
-        comparison = compare_encoders(list(zip(names, found.embeddings, strict=True)), **settings)
+        comparison = compare_encoders(list(zip(names, found.embeddings, strict=True)), tokens=found.tokens, **settings)
         studies = comparison.studies
     else:
-        comparison, studies = None, {names[0]: study(found.embeddings[0], **settings)}
+        comparison, studies = None, {names[0]: study(found.embeddings[0], tokens=found.tokens[0], **settings)}
     first = studies[names[0]]
     if save is not None:
         meta = found.embeddings[0].meta
@@ -154,6 +162,8 @@ def _say_scores(studies: dict[str, Study]) -> None:
     for name, each in studies.items():
         of = f"{name}: " if several else ""
         rows += [(f"{of}{each.report.k}-NN", each.report.knn), (f"{of}linear", each.report.linear)]
+        if each.report.attentive is not None:
+            rows.append((f"{of}attentive", each.report.attentive))
     columns = ["accuracy", "95 % interval", "balanced", "macro F1", *(["AUROC"] if first.num_classes == 2 else [])]
     say_table(
         ["probe", *columns],
@@ -206,4 +216,6 @@ def _abstaining(found: Study) -> str:
     target = f"{100 * rule.target_precision:g} %"
     if rule.threshold is None:
         return f"no probability makes {target} right on the test images: classify abstains, unless --threshold is given"
+    if rule.threshold == 0:
+        return f"never abstains: at least {target} of the answers are right on the test images"
     return f"abstains below {rule.threshold:.3f}: {target} right on {100 * rule.coverage:.1f} % of the test images"

@@ -61,7 +61,16 @@ def test_the_tree_in_the_architecture_names_only_files_that_exist():
         "export": "model",
         "evaluation": "probe",
     }
-    assert {room for _, room, _ in rooms} == {"images", "model", "pretrain", "collection", "probe", "demo", *inside}
+    assert {room for _, room, _ in rooms} == {
+        "images",
+        "model",
+        "pretrain",
+        "collection",
+        "probe",
+        "demo",
+        "page",
+        *inside,
+    }
     for _, room, names in rooms:
         assert len(names.split()) > 3
         folder = root / "vitembed" / inside.get(room, "") / room

@@ -12,12 +12,14 @@ __version__ = "0.1.0"
 
 # Public name -> the module it lives in. The TYPE_CHECKING block below says the same to type checkers.
 _HOMES = {
+    "AttentiveProbe": "vitembed.probe.attentive",
     "BadImage": "vitembed.errors",
     "Collection": "vitembed.collection.collection",
     "Embeddings": "vitembed.embeddings",
     "Encoder": "vitembed.model.encoder",
     "KNNProbe": "vitembed.probe.knn",
     "LinearProbe": "vitembed.probe.linear",
+    "RidgeProbe": "vitembed.probe.ridge",
     "ViTClassifier": "vitembed.pretrain.classifier",
     "VisionTransformer": "vitembed.model.vit",
     "VitembedError": "vitembed.errors",
@@ -25,12 +27,14 @@ _HOMES = {
     "pretrain": "vitembed.pretrain",  # the room itself can be called
 }
 __all__ = [
+    "AttentiveProbe",
     "BadImage",
     "Collection",
     "Embeddings",
     "Encoder",
     "KNNProbe",
     "LinearProbe",
+    "RidgeProbe",
     "ViTClassifier",
     "VisionTransformer",
     "VitembedError",
@@ -47,8 +51,10 @@ if TYPE_CHECKING:
     from vitembed.model.vit import VisionTransformer
     from vitembed.pretrain.classifier import ViTClassifier
     from vitembed.pretrain.run import pretrain
+    from vitembed.probe.attentive import AttentiveProbe
     from vitembed.probe.knn import KNNProbe
     from vitembed.probe.linear import LinearProbe
+    from vitembed.probe.ridge import RidgeProbe
 
 
 def __getattr__(name: str) -> Any:

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 
+import numpy as np
 import pytest
 
 from vitembed.probe.saving import SavedProbe
@@ -75,6 +76,21 @@ def test_compare(vitembed, workspace, photo_folder, other_model_folder):
     assert "--compare" in vitembed("probe", "photos", other_model_folder, code=2).stderr
     vitembed("probe", "photos", "--compare", other_model_folder, "--save", "p.safetensors", code=2)
     assert "there is no folder" in vitembed("probe", "photos", "--html", "none/r.html", code=1).stderr
+
+
+def test_an_attentive_probe_beside_the_others(vitembed, workspace, photo_folder):
+    from vitembed.model.encoder import load
+    from vitembed.probe.labels import read_labelled
+    from vitembed.probe.patch_tokens import tokens_of
+
+    (photo_folder / "discs" / "broken.png").write_bytes(b"")
+    document = json.loads(vitembed("probe", "photos", "--attentive", "--few-shot", 0, "--json").stdout)
+    assert document["attentive"]["accuracy"] > document["majority"]["accuracy"]
+    encoder = load(workspace / ".vitembed" / "model")
+    refs = read_labelled(photo_folder).refs
+    tokens = tokens_of(encoder, refs)
+    assert tokens.shape == (24, 17, 32)
+    np.testing.assert_allclose(tokens[:, 0], encoder.embed([ref.path for ref in refs]).vectors, atol=1e-5)
 
 
 def test_classify_prints_the_same_answers_in_every_form(vitembed, workspace, photo_folder, saved):

@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 from sklearn.base import clone
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_digits, make_multilabel_classification
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, cross_val_score
@@ -91,6 +91,76 @@ def test_as_it_comes_it_is_nearer_the_optimum_than_scikit_learn_as_it_comes(C):
     ours = LinearProbe(C=C).fit(digits, labels).predict_proba(digits)
     assert np.abs(ours - exact).max() < 1e-3
     assert np.abs(ours - exact).max() < np.abs(peer - exact).max()
+
+
+@pytest.mark.parametrize("C", [0.02, 1.0, 50.0])
+@pytest.mark.parametrize("class_weight", [None, "balanced", {1: 4.0}])
+def test_indicator_matrix_is_one_regression_for_each_label(C, class_weight):
+    vectors, labels = make_multilabel_classification(n_samples=150, n_features=8, n_classes=4, random_state=0)
+    weight = np.random.default_rng(1).uniform(0.1, 3.0, size=150)
+    probe = LinearProbe(C=C, class_weight=class_weight, tol=1e-7).fit(vectors, labels, sample_weight=weight)
+    assert probe.multilabel_
+    assert probe.classes_.tolist() == [0, 1, 2, 3]
+    scaled = (vectors - probe.mean_) / probe.scale_
+    for label in range(4):
+        peer = LogisticRegression(C=C, class_weight=class_weight, tol=1e-10, max_iter=10000)
+        peer.fit(scaled, labels[:, label], sample_weight=weight)
+        np.testing.assert_allclose(probe.coef_[label] * probe.scale_, peer.coef_[0], atol=2e-5, rtol=1e-4)
+        np.testing.assert_allclose(probe.predict_proba(vectors)[:, label], peer.predict_proba(scaled)[:, 1], atol=1e-5)
+        assert (probe.predict(vectors)[:, label] == peer.predict(scaled)).all()
+    right = (probe.predict(vectors) == labels).all(axis=1).mean()
+    assert probe.score(vectors, labels) == pytest.approx(right)
+
+
+def test_indicator_matrix_chooses_one_c_for_all_labels():
+    vectors, labels = make_multilabel_classification(n_samples=300, n_features=10, n_classes=3, random_state=3)
+    probe = LinearProbe().fit(vectors[:200], labels[:200])
+    assert probe.C_ in {point.C for point in probe.path_}
+    assert len(probe.path_) > 5
+    cells = (probe.predict(vectors[200:]) == labels[200:]).mean()
+    assert cells > max(labels.mean(axis=0).max(), 1 - labels.mean(axis=0).min()) - 0.05
+    pair = LinearProbe(C=1.0).fit(vectors, labels[:, :2])  # two labels are not two classes
+    assert pair.decision_function(vectors).shape == (300, 2)
+    assert pair.predict(vectors).shape == (300, 2)
+
+
+def test_labels_that_are_everywhere_or_nowhere_are_constants():
+    vectors, labels = make_multilabel_classification(n_samples=60, n_features=5, n_classes=3, random_state=0)
+    labels[:, 0], labels[:, 2] = 0, 1
+    with pytest.warns(UserWarning, match=r"2 of 3 labels are on every row or on none \(columns 0, 2\)"):
+        probe = LinearProbe(C=1.0).fit(vectors, labels)
+    assert (probe.predict(vectors)[:, [0, 2]] == [0, 1]).all()
+    np.testing.assert_allclose(probe.predict_proba(vectors)[:, 0], 0.5 / 61)
+    alone = LinearProbe(C=1.0, tol=1e-7).fit(vectors, labels[:, 1])
+    np.testing.assert_allclose(probe.predict_proba(vectors)[:, 1], alone.predict_proba(vectors)[:, 1], atol=1e-3)
+
+
+def test_hold_out_or_cross_validation():
+    vectors, labels = blobs()
+    one = LinearProbe(num_holdouts=1, Cs=[0.01, 1.0]).fit(vectors, labels)
+    held = fold_of_rows(content_keys(vectors, int(np.random.RandomState(0).randint(2**31))), labels) == 0
+    for point in one.path_:
+        plain = LinearProbe(C=point.C, tol=1e-6).fit(vectors[~held], labels[~held])
+        log_prob = plain.predict_log_proba(vectors[held])
+        # The path standardises by all rows, the plain fit by its own: near, not equal.
+        assert point.log_loss == pytest.approx(-log_prob[np.arange(held.sum()), labels[held]].mean(), abs=0.01)
+        assert point.accuracy == pytest.approx(plain.score(vectors[held], labels[held]), abs=0.02)
+    five = LinearProbe(num_holdouts=5, Cs=[0.01, 1.0]).fit(vectors, labels)
+    assert [p.log_loss for p in five.path_] == [
+        p.log_loss for p in LinearProbe(Cs=[0.01, 1.0]).fit(vectors, labels).path_
+    ]
+    assert five.path_ != one.path_
+
+
+def test_single_precision_where_the_problem_is_large_changes_nothing_that_counts(monkeypatch):
+    vectors, labels = blobs(n=400, classes=5)
+    plain = LinearProbe(tol=1e-5).fit(vectors, labels)
+    monkeypatch.setattr("vitembed.probe.linear.SMALL_PRODUCT", 1)
+    single = LinearProbe(tol=1e-5).fit(vectors, labels)
+    assert single.C_ == plain.C_
+    np.testing.assert_allclose(single.predict_proba(vectors), plain.predict_proba(vectors), atol=1e-4)
+    tiny = LinearProbe(tol=1e-5, standardize=False, C=1.0).fit(vectors * 1e-20, labels)
+    assert np.isfinite(tiny.coef_).all()
 
 
 def test_constant_and_huge_features_are_safe():
@@ -212,6 +282,7 @@ def test_embeddings_bring_their_labels():
         ({"class_weight": "equal"}, "class_weight='equal'"),
         ({"class_weight": {"x": 2.0}}, "class_weight names"),
         ({"max_iter": 0}, "max_iter >= 1"),
+        ({"num_holdouts": 6}, "num_holdouts=6: expected None"),
     ],
 )
 def test_settings_out_of_range(settings, message):

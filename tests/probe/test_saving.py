@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -55,6 +56,23 @@ def test_another_encoder_is_refused():
 def test_vectors_of_unknown_origin_make_no_probe():
     with pytest.raises(DataError, match="with a fingerprint"):
         SavedProbe.of(replace(studied(), fingerprint=""), {})
+
+
+def test_weights_beyond_all_measure_are_refused():
+    huge = SavedProbe(
+        classes=["a", "b", "c"], coef=np.full((3, 4), 1e308), intercept=np.zeros(3), fingerprint="f", threshold=0.5
+    )
+    with pytest.raises(DataError, match="too large"):
+        huge.predict_proba(np.full((1, 4), 10.0))
+
+
+def test_a_file_of_the_first_format_still_loads():
+    old = SavedProbe.load(Path(__file__).parent / "data" / "probe_format_1.safetensors")
+    assert (old.classes, old.fingerprint, old.threshold) == (["ant", "bee", "cat"], "0123abcd" * 8, 0.625)
+    assert old.meta == {"model": "models/mine", "pool": "cls", "speed": "exact"}
+    np.testing.assert_allclose(
+        old.predict_proba(np.array([[1.0, 0.0]])), [[0.7053845, 0.2594965, 0.0351190]], atol=1e-6
+    )
 
 
 GOOD = {

@@ -1,4 +1,4 @@
-"""Principal axes of weighted inputs: where a diagonal is a good model of correlated vectors."""
+"""Scales and principal axes of weighted inputs: where a diagonal is a good model of correlated vectors."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -30,6 +31,21 @@ def threads_for(product: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def moments(
+    X: Float[np.ndarray, "n d"], weights: Float[np.ndarray, " n"], *, scaled: bool
+) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, " d"]]:
+    """Weighted mean and standard deviation of each feature; 1 for those that do not vary beyond rounding.
+
+    Without ``scaled`` every deviation is given as 1.
+    """
+    mean: np.ndarray = np.average(X, axis=0, weights=weights)
+    if not scaled:
+        return mean, np.ones_like(mean)
+    variance = np.average((X - mean) ** 2, axis=0, weights=weights)
+    rounding = (len(X) * np.finfo(np.float64).eps * np.abs(mean)) ** 2
+    return mean, np.where(variance <= rounding, 1.0, np.sqrt(variance))
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ BANK_BLOCK = 32768
 SLACK = 16
 """Candidates beyond k that the float32 product hands to the exact ranking, so that rounding cannot cost a neighbour."""
 MOST_CANDIDATES = 4096
-"""Where more bank rows than this are too close to call in float32, all are compared in float64, some 50 times slower."""
+"""Where more bank rows than this are too close to call in float32, all are compared in float64, far slower."""
 
 
 class KNNProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn ships no types
@@ -141,9 +141,9 @@ def nearest(
 
     A float32 matrix product proposes candidates, float64 products rank them, so the result does not depend on how
     queries are batched. Queries for which a row that is no candidate could belong to the k, by the error that float32
-    made on the candidates, get more of them. ``k`` is clipped to the number of rows. ``benchmarks/probe.py`` measures
-    this against a batch search in FAISS's flat index, which is 1.5 to 3 times as slow on 2 cores, so FAISS is not
-    used here.
+    made on the candidates, get more of them. ``k`` is clipped to the number of rows. FAISS's flat index is not used: its
+    batch search took 0.9 to 1.9 times as long (20,000 x 384, one thread, idle to loaded machine; up to 12 times on
+    small sets; ``benchmarks/probe.py``), ranks by float32 alone, and would be a second home for that dependency.
     """
     k = min(k, len(bank))
     similarities = np.empty((len(queries), k), dtype=np.float64)

@@ -14,7 +14,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from vitembed.probe.axes import SMALL_PRODUCT, principal_axes, threads_for
+from vitembed.probe.axes import SMALL_PRODUCT, moments, principal_axes, threads_for
 from vitembed.probe.choose import MAX_CROSS_VALIDATED, NUM_FOLDS, Choice, choose_c, content_keys, fold_of_rows
 from vitembed.probe.inputs import device_name, labels_of, vectors_of
 from vitembed.probe.logistic import LogisticProblem, Sigmoid, Softmax
@@ -106,7 +106,7 @@ class LinearProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scik
             X, y, weights = X[weights > 0], y[weights > 0], weights[weights > 0]
         targets = encode(y)
         self.classes_, self.multilabel_ = targets.classes, targets.indicator is not None
-        self.mean_, self.scale_ = _moments(X, weights, scaled=self.standardize)
+        self.mean_, self.scale_ = moments(X, weights, scaled=self.standardize)
         with threads_for(X.size * len(self.classes_)):
             params = self._solve(X, targets, weights, Cs)
         if params.shape[0] > 1 and not self.multilabel_:
@@ -194,7 +194,8 @@ class LinearProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scik
         """Logarithm of ``predict_proba``, also where that would round to 0."""
         logits = self.decision_function(X)
         if self.multilabel_:
-            return -np.logaddexp(0.0, -logits)
+            each: np.ndarray = -np.logaddexp(0.0, -logits)
+            return each
         if logits.ndim == 1:
             return np.stack([-np.logaddexp(0.0, logits), -np.logaddexp(0.0, -logits)], axis=1)
         logits = logits - logits.max(axis=1, keepdims=True)
@@ -237,13 +238,3 @@ class LinearProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scik
         if isinstance(self.class_weight, str) and self.class_weight != "balanced":
             raise ValueError(f"class_weight={self.class_weight!r}: expected None, 'balanced' or a dict")
         return Cs
-
-
-def _moments(X: np.ndarray, weights: np.ndarray, *, scaled: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Weighted mean and standard deviation of each feature; 1 for those that do not vary beyond rounding."""
-    mean = np.average(X, axis=0, weights=weights)
-    if not scaled:
-        return mean, np.ones_like(mean)
-    variance = np.average((X - mean) ** 2, axis=0, weights=weights)
-    rounding = (len(X) * np.finfo(np.float64).eps * np.abs(mean)) ** 2
-    return mean, np.where(variance <= rounding, 1.0, np.sqrt(variance))

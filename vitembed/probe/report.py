@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from sklearn.exceptions import ConvergenceWarning
 
-from vitembed.errors import ConfigError
+from vitembed.errors import ConfigError, DataError
 from vitembed.probe.evaluation.inputs import checked_groups, checked_labels, checked_vectors
 from vitembed.probe.evaluation.leakage import Leak, copy_groups, leaks_across
 from vitembed.probe.evaluation.sides import choose_sides, remarks_on_classes
@@ -47,7 +47,7 @@ class Fitted:
     linear: LinearProbe
     """Learned from the training rows; its classes are class numbers."""
     answers: dict[str, Int[np.ndarray, " m"]]
-    """Of ``majority``, ``knn`` and ``linear`` for the test rows."""
+    """Of ``majority``, ``knn``, ``linear`` and perhaps ``attentive`` for the test rows."""
     probabilities: Float[np.ndarray, "m c"]
     """The linear probe's, for the test rows; 0 for classes that it never met."""
     leaks: list[Leak]
@@ -76,6 +76,8 @@ class ProbeReport:
     """Always answering with the most frequent training class: what any probe must beat."""
     knn: Scores
     linear: Scores
+    attentive: Scores | None = None
+    """Of ``AttentiveProbe``, where tokens were given."""
     k: int
     """Neighbours that voted."""
     C: float
@@ -96,6 +98,7 @@ class ProbeReport:
             "majority": self.majority.to_dict(),
             "knn": {**self.knn.to_dict(), "k": self.k},
             "linear": {**self.linear.to_dict(), "C": self.C},
+            **({} if self.attentive is None else {"attentive": self.attentive.to_dict()}),
             "num_train": self.num_train,
             "num_test": self.num_test,
             "num_near_duplicates": self.num_near_duplicates,
@@ -113,6 +116,7 @@ def evaluate(
     seed: int = 0,
     groups: Any = None,
     group_copies: bool = False,
+    tokens: Float[np.ndarray, "n t d2"] | None = None,
     k: int = 20,
     device: str = "auto",
 ) -> ProbeReport:
@@ -128,6 +132,7 @@ def evaluate(
         groups: One for each row, of any kind: rows of a group (one scene, patient, film) are never on both sides of a
             drawn split, and intervals are over groups.
         group_copies: Near duplicates are a group too, so that none is on both sides.
+        tokens: All tokens of each image (``patch_tokens.tokens_of``), for an attentive probe beside the others.
         k: Neighbours of the k-NN probe.
         device: ``"auto"`` or a torch device.
 
@@ -170,6 +175,9 @@ def evaluate(
     votes, prob = (_over_all_classes(probe, vectors[test], len(names)) for probe in (knn, linear))
     answers = {"majority": majority, "knn": votes.argmax(axis=1), "linear": prob.argmax(axis=1)}
     chances = {"majority": np.zeros_like(prob), "knn": votes, "linear": prob}
+    if tokens is not None:
+        chances["attentive"] = _attentive_chances(tokens, targets, train, test, len(names), seed, device)
+        answers["attentive"] = chances["attentive"].argmax(axis=1)
     test_groups = None if group_ids is None else group_ids[test]
     scores = {
         name: score(
@@ -209,7 +217,24 @@ def evaluate(
     )
 
 
-def _over_all_classes(probe: KNNProbe | LinearProbe, vectors: np.ndarray, num_classes: int) -> np.ndarray:
+def _attentive_chances(
+    tokens: np.ndarray,
+    targets: np.ndarray,
+    train: np.ndarray,
+    test: np.ndarray,
+    num_classes: int,
+    seed: int,
+    device: str,
+) -> np.ndarray:
+    from vitembed.probe.attentive import AttentiveProbe
+
+    if len(tokens) != len(targets):
+        raise DataError(f"{len(targets)} labels for the tokens of {len(tokens)} images")
+    attentive = AttentiveProbe(random_state=seed, device=device).fit(tokens[train], targets[train])
+    return _over_all_classes(attentive, tokens[test], num_classes)
+
+
+def _over_all_classes(probe: Any, vectors: np.ndarray, num_classes: int) -> np.ndarray:
     """Probabilities ``[m, num_classes]``, also where the training images hold fewer classes."""
     prob = np.zeros((len(vectors), num_classes))
     prob[:, probe.classes_] = probe.predict_proba(vectors)
@@ -226,7 +251,10 @@ def _remarks_on_copies(fitted: Fitted) -> list[str]:
         note += f"; without them k-NN is {knn:.1f} % and linear {linear:.1f} %"
     notes = [note]
     if differ := sum(targets[leak.test_row] != targets[leak.train_row] for leak in fitted.leaks):
-        notes.append(f"{differ} of these copies are labelled otherwise than their original: one of the two is wrong")
+        notes.append(
+            f"{differ} of these copies are labelled otherwise than their original: a wrong label, or an encoder "
+            "that cannot tell the two apart"
+        )
     return notes
 
 

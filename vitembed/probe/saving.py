@@ -74,11 +74,14 @@ class SavedProbe:
         """Probability of each class, in the order of ``classes``.
 
         Raises:
-            DataError: If the vectors are of another width.
+            DataError: If the vectors are of another width, or the weights so large that no probability comes out.
         """
         if vectors.shape[1] != self.dim:
             raise DataError(f"the probe takes {self.dim}-d vectors, these have {vectors.shape[1]} numbers")
-        logits = vectors.astype(np.float64) @ self.coef.T + self.intercept
+        with np.errstate(over="ignore", invalid="ignore"):
+            logits = vectors.astype(np.float64) @ self.coef.T + self.intercept
+        if not np.isfinite(logits).all():
+            raise DataError("the probe's weights are too large for these vectors: the file is damaged or made up")
         if len(self.classes) == 2:  # one column of logits, for the second class
             logits = np.concatenate([np.zeros_like(logits), logits], axis=1)
         prob: np.ndarray = np.exp(logits - logits.max(axis=1, keepdims=True))

@@ -43,7 +43,8 @@ class Targets:
         """Log odds of the constant labels, never infinite: as if half a row were otherwise (Jeffreys' prior)."""
         assert self.indicator is not None
         sign: np.ndarray = np.where(self.indicator[self.constant, 0] > 0, 1.0, -1.0)
-        return sign * np.log(2.0 * num_rows + 1.0)
+        logits: np.ndarray = sign * np.log(2.0 * num_rows + 1.0)
+        return logits
 
 
 def encode(y: np.ndarray) -> Targets:
@@ -84,7 +85,8 @@ def class_weights(
         ValueError: If ``class_weight`` names a label that is not there.
     """
     if targets.indicator is None:
-        return _factors(class_weight, targets.classes, targets.codes, weights)[targets.codes]
+        factors: np.ndarray = _factors(class_weight, targets.classes, targets.codes, weights)[targets.codes]
+        return factors
     rows = [row.astype(np.int64) for row in targets.indicator]
     return np.stack([_factors(class_weight, np.arange(2), row, weights)[row] for row in rows])
 

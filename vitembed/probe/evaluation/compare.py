@@ -14,7 +14,7 @@ from vitembed.probe.evaluation.paired import PairedTest, compare_all
 from vitembed.probe.evaluation.study import Study, study
 from vitembed.probe.inputs import labels_of
 
-COMPARED = ("linear", "knn")
+COMPARED = ("linear", "knn", "attentive")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -24,7 +24,7 @@ class Comparison:
     studies: dict[str, Study]
     """By encoder, in the order given."""
     tests: dict[str, list[PairedTest]]
-    """By probe (``linear``, ``knn``): every pair of encoders."""
+    """By probe (``linear``, ``knn``, ``attentive``): every pair of encoders."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-safe."""
@@ -34,11 +34,18 @@ class Comparison:
         }
 
 
-def compare(encoders: Sequence[tuple[str, Embeddings]], *, seed: int = 0, **settings: Any) -> Comparison:
+def compare(
+    encoders: Sequence[tuple[str, Embeddings]],
+    *,
+    tokens: Sequence[np.ndarray | None] | None = None,
+    seed: int = 0,
+    **settings: Any,
+) -> Comparison:
     """Judge encoders on the same images; all learn from the same ones and are tested on the same ones.
 
     Args:
         encoders: Names, and the embeddings of the same images in the same order, with their labels.
+        tokens: As for ``study``, for each encoder.
         seed: As for ``study``.
         settings: As for ``study``. With ``group_copies`` the copies are those that the first encoder sees.
 
@@ -55,8 +62,8 @@ def compare(encoders: Sequence[tuple[str, Embeddings]], *, seed: int = 0, **sett
         if embeddings.ids != first.ids or not same:
             raise DataError(f"the embeddings of {name} are not of the same images and labels as those of {names[0]}")
     studies: dict[str, Study] = {}
-    for name, embeddings in encoders:
-        studies[name] = study(embeddings, seed=seed, **settings)
+    for (name, embeddings), its_tokens in zip(encoders, tokens or [None] * len(encoders), strict=True):
+        studies[name] = study(embeddings, tokens=its_tokens, seed=seed, **settings)
         fitted = studies[names[0]].fitted
         # The first one's split and groups for all.
         settings |= {"split": fitted.is_test, "groups": fitted.groups, "group_copies": False}
@@ -72,5 +79,6 @@ def compare(encoders: Sequence[tuple[str, Embeddings]], *, seed: int = 0, **sett
                 groups=groups,
             )
             for probe in COMPARED
+            if all(probe in found.fitted.answers for found in studies.values())
         },
     )

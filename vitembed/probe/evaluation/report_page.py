@@ -96,6 +96,8 @@ def _scores(studies: Mapping[str, Study]) -> str:
         of = f"{name}: " if several else ""
         rows.append([f"{of}{study.report.k}-NN", *_cells(study.report.knn, binary)])
         rows.append([f"{of}linear", *_cells(study.report.linear, binary)])
+        if study.report.attentive is not None:
+            rows.append([f"{of}attentive, on all tokens", *_cells(study.report.attentive, binary)])
     columns = ["probe", "accuracy", "balanced accuracy", "macro F1", *(["AUROC"] if binary else [])]
     note = '<p class="soft">In brackets 95 % intervals, over the test images as a sample.</p>'
     return section("What the vectors are worth", table(columns, rows) + note)

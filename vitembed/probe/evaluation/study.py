@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from vitembed.embeddings import Embeddings
 from vitembed.probe.evaluation.abstain import DEFAULT_PRECISION, AbstainRule, calibrate
@@ -105,6 +105,7 @@ def study(
     seed: int = 0,
     groups: Any = None,
     group_copies: bool = False,
+    tokens: Float[np.ndarray, "n t d"] | None = None,
     k: int = 20,
     num_draws: int = 5,
     target_precision: float = DEFAULT_PRECISION,
@@ -120,6 +121,7 @@ def study(
         seed: Decides everything random.
         groups: As for ``evaluate``.
         group_copies: As for ``evaluate``.
+        tokens: As for ``evaluate``.
         k: As for ``evaluate``.
         num_draws: Random draws behind each point of the few-shot curve; 0: no curve.
         target_precision: How often answers shall be right at the threshold from which they count; see ``calibrate``.
@@ -139,6 +141,7 @@ def study(
         seed=seed,
         groups=groups,
         group_copies=group_copies,
+        tokens=tokens,
         k=k,
         device=device,
     )
