@@ -291,6 +291,12 @@ def test_settings_out_of_range(settings, message):
         LinearProbe(**settings).fit(vectors, labels)
 
 
+def test_a_matrix_that_is_no_indicator_is_refused():
+    vectors, labels = blobs(n=40)
+    with pytest.raises(ValueError, match=r"shape \[40, 2\]: expected one a row, or a matrix of zeros and ones"):
+        LinearProbe().fit(vectors, np.stack([labels, labels[::-1]], axis=1))
+
+
 def test_too_few_iterations_warn():
     vectors, labels = blobs()
     with pytest.warns(ConvergenceWarning, match="raise max_iter"):

@@ -30,7 +30,7 @@ class KNNProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
 
     Exact: every stored vector is compared, and where float32 cannot tell neighbours apart float64 does. Equal
     similarities are ranked by row number. Memory: ``4 n d`` bytes for the stored vectors (1.5 GB at 1,000,000 x 384),
-    once more on a GPU, and for any number of queries about 250 MB beside them.
+    once more on a GPU, and for any number of queries under 250 MB beside them.
 
     Args:
         k: Neighbours that vote, >= 1. With fewer stored vectors all of them vote.
@@ -141,9 +141,9 @@ def nearest(
 
     A float32 matrix product proposes candidates, float64 products rank them, so the result does not depend on how
     queries are batched. Queries for which a row that is no candidate could belong to the k, by the error that float32
-    made on the candidates, get more of them. ``k`` is clipped to the number of rows. FAISS's flat index is not used: its
-    batch search took 0.9 to 1.9 times as long (20,000 x 384, one thread, idle to loaded machine; up to 12 times on
-    small sets; ``benchmarks/probe.py``), ranks by float32 alone, and would be a second home for that dependency.
+    made on the candidates, get more of them. ``k`` is clipped to the number of rows. FAISS's flat index is not
+    used: its batch search took 0.9 to 1.9 times as long (20,000 x 384, one thread, idle and loaded machine; 12 times on
+    small sets; ``benchmarks/probe.py``), and it ranks by float32 alone.
     """
     k = min(k, len(bank))
     similarities = np.empty((len(queries), k), dtype=np.float64)
