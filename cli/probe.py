@@ -208,7 +208,8 @@ def _say_few_shot(found: Study, of: str) -> None:
 
 def _doubts(found: Study) -> list[str]:
     num = len(found.label_errors)
-    return [f"{num:,} label{'s' if num > 1 else ''} may be wrong: see --html or --json"] if num else []
+    what = "labels are" if num > 1 else "label is"
+    return [f"{num:,} {what} contradicted by a probe that had not seen them: see --html or --json"] if num else []
 
 
 def _abstaining(found: Study) -> str:

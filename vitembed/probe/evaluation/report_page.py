@@ -246,7 +246,7 @@ def _label_errors(study: Study, names: Sequence[str], of: str) -> str:
         "own bar (confident learning), at a confidence at which "
         "the probe is mostly right. Candidates to look at, not verdicts; the surest first."
     )
-    return _gallery(f"Labels that are likely wrong{of}", note, pictures, len(study.label_errors))
+    return _gallery(f"Labels that a probe contradicts{of}", note, pictures, len(study.label_errors))
 
 
 def _leaks(study: Study, of: str) -> str:

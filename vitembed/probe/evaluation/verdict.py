@@ -64,5 +64,8 @@ def verdict(study: Study) -> ProbeVerdict:
             )
     if study.label_errors:
         num = len(study.label_errors)
-        sentences.append(f"{num:,} label{'s are' if num > 1 else ' is'} worth a look: likely wrong.")
+        sentences.append(
+            f"{num:,} label{'s are' if num > 1 else ' is'} contradicted by a probe that had not seen "
+            f"{'them' if num > 1 else 'it'}: wrong labels are among these, and so are pictures that are merely hard."
+        )
     return ProbeVerdict(tone, headline, sentences)
