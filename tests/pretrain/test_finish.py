@@ -18,7 +18,7 @@ from vitembed.model.checkpoint import read_model, save_model
 from vitembed.model.encoder import Encoder
 from vitembed.model.vit import VisionTransformer
 from vitembed.model.whitening import whitened
-from vitembed.pretrain.finish import finished, same_weights, whiten_share
+from vitembed.pretrain.finish import MIN_IMAGES, NUM_IMAGES, finished, num_looked_at, same_weights, whiten_share
 from vitembed.pretrain.onward.adapt import started_from
 from vitembed.recipes import load_config
 from vitembed.workspace import find_workspace
@@ -90,3 +90,13 @@ def test_the_model_of_a_run_is_whitened_and_so_is_its_best(folder, tmp_path_fact
         workspace=workspace, progress=False,
     )  # fmt: skip
     assert not vitembed.load(off.model_dir).vit.config.cls_proj
+
+
+def test_fewer_images_are_looked_at_where_each_is_dear(folder, tmp_path_factory):
+    refs = find_images([folder]).refs
+    cache, cpu, gpu = ImageCache.in_memory(refs, size=24), torch.device("cpu"), torch.device("cuda")
+    nano, base = (load_config(PretrainConfig, name).model.vit() for name in ("nano", "base"))
+    assert num_looked_at(nano, cache, cpu) == NUM_IMAGES
+    assert num_looked_at(base, cache, cpu) == MIN_IMAGES
+    assert num_looked_at(base, cache, gpu) == NUM_IMAGES
+    assert num_looked_at(nano, ImageCache.on_demand(refs, tmp_path_factory.mktemp("cache"), size=24), gpu) == MIN_IMAGES
