@@ -15,7 +15,7 @@ from vitembed.images.cache import ImageCache
 from vitembed.images.preprocess import Preprocess
 from vitembed.model.vit import VisionTransformer
 from vitembed.pretrain.batches import BatchStream
-from vitembed.pretrain.finish import NUM_IMAGES, finished, whiten_share
+from vitembed.pretrain.finish import finished, num_looked_at, whiten_share
 from vitembed.pretrain.module import PretrainModule
 from vitembed.pretrain.schedule import Clock
 
@@ -72,7 +72,8 @@ def train_ours(
     vit = VisionTransformer(config.model.vit())
     begun = time.process_time()
     finished(vit.eval(), cache, preprocess, share=share, num_images=256)
-    seconds -= (time.process_time() - begun) * min(NUM_IMAGES, len(cache)) / min(256, len(cache))  # paid for at the end
+    num = num_looked_at(vit.config, cache, torch.device("cpu"))
+    seconds -= (time.process_time() - begun) * min(num, len(cache)) / min(256, len(cache))  # paid for at the end
     clock = CpuClock(max_steps=max_steps, budget_seconds=seconds)
     module = PretrainModule(config, vit.train(), effective_batch_size=stream.batch_size, clock=clock)
     module.peak_lr *= lr_scale
