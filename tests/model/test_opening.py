@@ -269,3 +269,16 @@ def test_timms_own_vits_run_in_ours(tmp_path):
     with torch.no_grad():
         expected = model.forward_features(transform(IMAGE)[None])[:, 0]
     np.testing.assert_allclose(encoder.embed(IMAGE).vectors, expected.numpy(), atol=1e-4)
+
+
+def test_the_authors_name_tells_dino_from_other_files_with_timms_keys(tmp_path, caplog):
+    weights = timm.create_model("vit_small_patch16_224", num_classes=0, depth=1, img_size=32).state_dict()
+    torch.save(weights, tmp_path / "dino_deitsmall16_pretrain.pth")
+    torch.save(weights, tmp_path / "other.pth")
+    with caplog.at_level("INFO", "vitembed"):
+        dino = vitembed.load(tmp_path / "dino_deitsmall16_pretrain.pth", device="cpu")
+        other = vitembed.load(tmp_path / "other.pth", device="cpu")
+    assert (dino.provenance["family"], other.provenance["family"]) == ("dino", "timm-vit")
+    assert dino.preprocess.mean == pytest.approx((0.485, 0.456, 0.406))  # as Meta's eval_knn.py
+    assert (dino.preprocess.crop_pct, other.preprocess.mean) == (0.875, (0.5, 0.5, 0.5))
+    assert "other.pth: nothing beside it says how images are prepared: default of the family timm-vit" in caplog.text

@@ -6,14 +6,17 @@ That the layout is theirs, timm's own ``checkpoint_filter_fn`` says, which turns
 from __future__ import annotations
 
 import copy
+import json
 import math
 import re
 
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import nn
 
+import vitembed
 from vitembed._torchvision import import_torchvision
 from vitembed.errors import ModelError
 from vitembed.model.convert import convert
@@ -295,3 +298,29 @@ def test_open_clip(tmp_path):
     result = loaded(weights, tmp_path, config)
     assert result.family == "open-clip"
     assert_same(result.vit, twin, [(32, 32), (48, 48), (24, 56)])
+
+
+def test_a_folder_of_open_clip_says_its_activation_and_pixels(tmp_path):
+    twin = twin_of("vit_base_patch16_clip_quickgelu_224")
+    weights = {name: value.contiguous() for name, value in open_clip_weights(twin).items()}
+    save_file(weights, tmp_path / "open_clip_model.safetensors")
+    pixels = {"mean": [0.4, 0.5, 0.6], "std": [0.1, 0.2, 0.3], "interpolation": "bicubic", "resize_mode": "squash"}
+    described = {
+        "model_cfg": {"quick_gelu": True, "vision_cfg": {"width": 32, "head_width": 8}},
+        "preprocess_cfg": pixels,
+    }
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(described))
+    encoder = vitembed.load(tmp_path, device="cpu")
+    assert encoder.provenance["preprocess_from"] == "open_clip_config.json"
+    how = encoder.preprocess
+    assert (how.resize, how.interpolation, how.img_size) == ("squash", "bicubic", 32)
+    assert (how.mean, how.std) == ((0.4, 0.5, 0.6), (0.1, 0.2, 0.3))
+    images = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    standardised = (images / 255 - torch.tensor(pixels["mean"])) / torch.tensor(pixels["std"])
+    with torch.inference_mode():
+        expected = twin.forward_features(standardised.permute(0, 3, 1, 2))[:, 0]
+    torch.testing.assert_close(torch.from_numpy(encoder.embed_arrays(images.numpy())), expected, atol=1e-4, rtol=1e-4)
+    described["preprocess_cfg"] = {**pixels, "resize_mode": "longest"}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(described))
+    with pytest.raises(ModelError, match="resize_mode 'longest' of preprocess_cfg is not done here"):
+        vitembed.load(tmp_path, device="cpu")

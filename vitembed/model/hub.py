@@ -29,7 +29,7 @@ WEIGHT_FILES = (
     "pytorch_model.bin.index.json",
 )
 """Where the weights may be, in the order in which they are looked for."""
-SIDE_FILES = ("config.json", "preprocessor_config.json", "README.md")
+SIDE_FILES = ("config.json", "open_clip_config.json", "preprocessor_config.json", "README.md")
 """What is said about them: architecture, preprocessing, licence."""
 TIMEOUT_SECONDS = 10.0
 _SHA256 = re.compile(r"[0-9a-f]{64}")

@@ -21,6 +21,7 @@ from vitembed.model.weights_file import read_weights, weights_file
 
 log = logging.getLogger("vitembed")
 
+_META_DINO = re.compile(r"dino_(deit|vit)\w*_pretrain\.pth$")
 _LICENCE = re.compile(r"^license:\s*[\"']?([\w.+-]+)", re.MULTILINE)
 _LARGEST_SIDE_FILE = 1 << 20  # bytes; a config is some kilobytes
 
@@ -34,7 +35,7 @@ class Foreign:
     weights: Path
     """The weights file, or the index of several."""
     config: Mapping[str, Any] | None
-    """``config.json`` beside it."""
+    """``config.json`` beside it, or ``open_clip_config.json``."""
     processor: Mapping[str, Any] | None
     """``preprocessor_config.json`` beside it."""
     licence: str | None
@@ -58,7 +59,7 @@ def open_local(path: Path) -> Foreign:
     folder = weights.parent
     # A lone file in a folder of many models must not take up another one's config.
     beside = path.is_dir() or sum(file.name.endswith(WEIGHT_SUFFIXES) for file in folder.iterdir()) == 1
-    config = _read_json(folder / CONFIG_FILE) if beside else None
+    config = _described(folder) if beside else None
     return Foreign(
         name=printable(path),
         weights=weights,
@@ -76,7 +77,7 @@ def open_public(source: HubSource) -> Foreign:
         ModelError: If they cannot be had; with what to do.
     """
     snapshot = fetch(source)
-    config = _read_json(snapshot.directory / CONFIG_FILE)
+    config = _described(snapshot.directory)
     licence = source.row.licence if source.row is not None else _licence(snapshot.directory, config)
     facts = {"source": "hub", "hub_id": source.hub_id, "revision": snapshot.commit}
     if source.row is not None:
@@ -105,7 +106,9 @@ def read_foreign(foreign: Foreign) -> SavedModel:
     facts = {**foreign.facts, "sha256": checksums(foreign.weights)}
     weights, ours = read_weights(foreign.weights), read_returned(foreign.weights)
     described = ours.config if ours is not None and foreign.config is None else foreign.config
-    converted = convert(weights, described, where=foreign.name)
+    # The one kind of file whose keys are another's (timm's): its authors' name for it tells.
+    family = "dino" if described is None and _META_DINO.match(foreign.weights.name) else None
+    converted = convert(weights, described, where=foreign.name, family=family)
     if ours is not None:
         facts |= {"family": converted.family, "exported_from": ours.fingerprint, "provenance": ours.provenance}
         vit = ours.completed(converted.vit, weights, foreign.weights)
@@ -127,7 +130,8 @@ def read_foreign(foreign: Foreign) -> SavedModel:
         where=foreign.name,
     )
     facts |= {"family": converted.family, "preprocess_from": origin, "notes": list(converted.notes)}
-    log.debug("%s: family %s, preprocessing: %s", foreign.name, converted.family, origin)
+    if origin.startswith("default"):  # a guess, if a good one: the user may know better
+        log.info("%s: nothing beside it says how images are prepared: %s", foreign.name, origin)
     return SavedModel(
         vit=converted.vit,
         preprocess=preprocess,
@@ -165,6 +169,11 @@ def _is_own(directory: Path) -> bool:
         return weights_file(directory).name == "encoder.safetensors"
     except ModelError:
         return True
+
+
+def _described(folder: Path) -> dict[str, Any] | None:
+    """What lies beside the weights about their architecture."""
+    return _read_json(folder / CONFIG_FILE) or _read_json(folder / "open_clip_config.json")
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

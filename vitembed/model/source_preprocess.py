@@ -1,7 +1,8 @@
 """The preprocessing that public weights were trained for, read from what lies beside them.
 
-``preprocessor_config.json`` (transformers), else ``pretrained_cfg`` in ``config.json`` (timm), else what the family is
-known to use. Whatever cannot be done exactly as the source does it is refused, never approximated.
+``preprocessor_config.json`` (transformers), else ``pretrained_cfg`` in ``config.json`` (timm), else ``preprocess_cfg``
+in ``open_clip_config.json``, else what the family is known to use. What cannot be done exactly as the source does it is
+refused, never approximated.
 """
 
 from __future__ import annotations
@@ -84,10 +85,13 @@ def from_source(
         ModelError: If the source asks for something that is not done here, or for a size that its patches do not fit.
     """
     timm_config = timm_settings(config)
+    open_clip = None if config is None else config.get("preprocess_cfg")
     if processor is not None:
         preprocess, origin = from_processor(processor, where=where), "preprocessor_config.json"
     elif timm_config is not None:
         preprocess, origin = from_timm(timm_config, where=where), "pretrained_cfg in config.json"
+    elif isinstance(open_clip, Mapping):
+        preprocess, origin = from_open_clip(open_clip, native_size, where=where), "open_clip_config.json"
     else:
         preprocess, origin = family_default(family, native_size), f"default of the family {family}"
     if preprocess.img_size % patch_size:
@@ -130,6 +134,32 @@ def from_timm(settings: Mapping[str, Any], *, where: str) -> Preprocess:
         mean=mean,
         std=_triple(settings.get("std") or IMAGENET_STD, "std", where),
         **bars,
+    )
+
+
+def from_open_clip(settings: Mapping[str, Any], native_size: int, *, where: str) -> Preprocess:
+    """What open_clip's evaluation transform does, by its ``preprocess_cfg``.
+
+    Args:
+        settings: The contents of ``preprocess_cfg``.
+        native_size: Side of the images in pixels, where it does not say.
+        where: What to call the model in messages.
+
+    Raises:
+        ModelError: If it asks for something that is not done here.
+    """
+    size, mode = settings.get("size") or native_size, settings.get("resize_mode") or "shortest"
+    if isinstance(size, Sequence) and not isinstance(size, str) and len(set(size)) == 1:
+        size = size[0]
+    if not isinstance(size, int) or mode not in ("shortest", "squash"):
+        raise ModelError(f"{where}: size {size!r} with resize_mode {mode!r} of preprocess_cfg is not done here")
+    return _build(
+        where,
+        img_size=size,
+        resize={"shortest": "crop", "squash": "squash"}[mode],
+        interpolation=settings.get("interpolation") or "bicubic",
+        mean=_triple(settings.get("mean") or CLIP_MEAN, "mean", where),
+        std=_triple(settings.get("std") or CLIP_STD, "std", where),
     )
 
 
