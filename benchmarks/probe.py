@@ -7,9 +7,9 @@ Vectors are drawn from classes with a shared, strongly correlated covariance (a 
 Each pair of contestants runs in turn, ``--runs`` times; the ratio is the median of the paired ratios, peer's time over
 ours, so above 1 is faster than the peer; it is given of wall time and of processor time, which a busy machine
 disturbs less. Peers: scikit-learn's ``LogisticRegression`` (L-BFGS) on standardised vectors of float32, its fast case,
-along a path with ``warm_start``; ``RidgeClassifierCV``; ``KNeighborsClassifier(metric="cosine")``; and a batch search
-in FAISS's ``IndexFlatIP``. On a busy machine set ``OMP_NUM_THREADS=1``: threads that wait for each other drown every
-contestant.
+along a path with ``warm_start``, and (``--cv``) ``LogisticRegressionCV``; ``RidgeClassifierCV``;
+``KNeighborsClassifier(metric="cosine")``; and a batch search in FAISS's ``IndexFlatIP``. On a busy machine set
+``OMP_NUM_THREADS=1``: threads that wait for each other drown every contestant.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import warnings
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from sklearn.linear_model import LogisticRegression, RidgeClassifierCV
-from sklearn.model_selection import StratifiedShuffleSplit
+from sklearn.linear_model import LogisticRegression, LogisticRegressionCV, RidgeClassifierCV
+from sklearn.model_selection import StratifiedKFold, StratifiedShuffleSplit
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -77,6 +77,7 @@ def main():
     parser.add_argument(
         "--peer-tol", type=float, nargs="*", default=[1e-4], help="scikit-learn's tolerance on the path"
     )
+    parser.add_argument("--cv", action="store_true", help="also five-fold cross-validation beside LogisticRegressionCV")
     parser.add_argument("--k", type=int, default=20)
     parser.add_argument("--quick", action="store_true", help="small sizes, one run, a short path")
     args = parser.parse_args()
@@ -129,6 +130,19 @@ def main():
             )
             ours, peer = (result[side].score(Q, truth) for side in (3, 4))
             add(f"C chosen from {len(path)}, refit; peer's tol {tol:g}: accuracy", result, ours, peer)
+
+        if args.cv:
+            held = [*StratifiedKFold(5).split(X, y)]
+            result = paired(
+                lambda: LinearProbe(Cs=path, num_holdouts=5).fit(X, y),
+                lambda: make_pipeline(
+                    StandardScaler(),
+                    LogisticRegressionCV(Cs=path, cv=held, tol=args.peer_tol[0], max_iter=args.max_iter),
+                ).fit(X, y),
+                args.path_runs,
+            )
+            ours, peer = (result[side].score(Q, truth) for side in (3, 4))
+            add(f"C chosen from {len(path)} by 5-fold cross-validation, refit: accuracy", result, ours, peer)
 
     alphas = 10.0 ** np.arange(-1.0, 6.0)
     result = paired(

@@ -48,8 +48,9 @@ class LinearProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scik
         class_weight: As in scikit-learn: None, ``"balanced"``, or a weight for each label that is not to have 1. With
             an indicator matrix it is for absent (0) and present (1) of each label on its own.
         standardize: Divide each feature by its standard deviation in the fitted rows; they are centred in any case.
-        tol: Ends the solver; the mean loss is then within about ``tol ** 2`` of its minimum. By default probabilities
-            are right to 3 digits; 1e-6 gives 5 and takes about three times as long.
+        tol: Ends the solver; the mean loss is then within about ``tol ** 2`` of its minimum. By default that is
+            4e-8 nats, nearer than scikit-learn's default comes; 1e-6 gives probabilities to 5 digits and takes about
+            three times as long.
         max_iter: Most iterations of a solve; a ``ConvergenceWarning`` when they do not suffice.
         random_state: Decides which rows are held out; nothing else is random.
         device: ``"auto"`` (CUDA when there, else CPU) or any torch device. The result is of float64, but on ``mps``,

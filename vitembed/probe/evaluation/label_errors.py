@@ -6,19 +6,22 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import StratifiedGroupKFold
 
 from vitembed.probe.choose import content_keys
-from vitembed.probe.evaluation.abstain import calibrate, is_sure
+from vitembed.probe.evaluation.abstain import MIN_ANSWERS, calibrate, is_sure
 from vitembed.probe.linear import LinearProbe
 
 NUM_FOLDS = 5
 _TOL = 1e-3
 """Probabilities right to two digits are enough for bars that are means."""
-AGREEMENT = 0.7
-"""Three labels in ten may be wrong before nobody is believed any more."""
+SLACK = 0.05
+"""How much less often than the surest answers those that accuse may agree with the labels: the share of accusations
+that the probe's own mistakes are allowed to add."""
+LEAST_AGREEMENT = 0.5
+"""A probe whose surest answers disagree with more than half of the labels is believed no more than they are."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,9 @@ def find_label_errors(
 
     Confident learning: the bar of a class is the mean probability that images labelled so get for it. An image is
     listed when another class is the most probable one of those whose bar it reaches. So classes that are hard to tell
-    apart have low bars for all, and a class of which the probe is never sure accuses nobody. Nor does a probe that is
-    often wrong when it is sure: only answers count from the confidence on from which 70 % agree with the labels.
+    apart have low bars for all, and a class of which the probe is never sure accuses nobody. Nor does an answer that is
+    less sure than those that are right: how often the surest twentieth of the answers disagrees with the labels is
+    about how many labels are wrong, and answers count as far down as they disagree at most ``SLACK`` more often.
 
     Args:
         vectors: Of training and test images together.
@@ -76,7 +80,7 @@ def confident_disagreement(prob: Float[np.ndarray, "n c"], targets: Int[np.ndarr
     suggested = reached.argmax(axis=1)
     confidence = np.where(judged, prob.max(axis=1), 0.0)
     agrees = prob.argmax(axis=1) == targets
-    trusted = calibrate(confidence[judged], agrees[judged], target_precision=AGREEMENT).threshold
+    trusted = trusted_confidence(confidence[judged], agrees[judged])
     accused = (suggested != targets) & (reached.max(axis=1) > given) & is_sure(confidence, trusted) & judged
     rows = np.flatnonzero(accused)
     margin = prob[rows, suggested[rows]] - given[rows]
@@ -84,6 +88,24 @@ def confident_disagreement(prob: Float[np.ndarray, "n c"], targets: Int[np.ndarr
         LabelError(row, int(targets[row]), int(suggested[row]), float(prob[row, suggested[row]]), float(given[row]))
         for row in rows[np.argsort(-margin, kind="stable")].tolist()
     ]
+
+
+def trusted_confidence(confidence: Float[np.ndarray, " m"], agrees: Bool[np.ndarray, " m"]) -> float | None:
+    """Confidence from which on a disagreement says more of the label than of the probe; none: there is none.
+
+    Args:
+        confidence: Of each answer.
+        agrees: Whether it is the image's label.
+    """
+    if not len(confidence):
+        return None
+    order = np.argsort(-confidence, kind="stable")
+    agreement = np.cumsum(agrees[order]) / np.arange(1, len(order) + 1)
+    fewest = min(len(order), max(MIN_ANSWERS, len(order) // 20))
+    target = agreement[fewest - 1 :].max() - SLACK
+    if target < LEAST_AGREEMENT:
+        return None
+    return calibrate(confidence, agrees, target_precision=float(target)).threshold
 
 
 def out_of_fold(
