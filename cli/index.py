@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,7 +12,7 @@ from vitembed.workspace import find_workspace
 
 from .encoders import model_or_public, open_encoder, recorded_model, recorded_speed
 from .options import VECTOR_SUFFIXES, Images, ModelOption, ReportOption, SpeedOption, StrictOption, WorkspaceOption
-from .output import duration, finish, progress_bar, say_facts, shown
+from .output import duration, finish, note, progress_bar, say_facts, shown
 
 if TYPE_CHECKING:
     from vitembed.collection.collection import Collection
@@ -29,6 +29,25 @@ def index(
     float32: Annotated[
         bool, typer.Option("--float32", help="Store vectors in full, in twice the space; for a new index.")
     ] = False,
+    ann: Annotated[
+        str | None,
+        typer.Option(
+            "--ann",
+            metavar="KIND",
+            help="auto: compare with every vector while that meets the target; exact: always; or an index family, "
+            "such as IVF4096,SQ8. Kept, as the next two are.",
+        ),
+    ] = None,
+    target_ms: Annotated[
+        float | None,
+        typer.Option("--target-ms", metavar="MS", help="How long comparing with all may take before an index is made."),
+    ] = None,
+    min_recall: Annotated[
+        float | None,
+        typer.Option(
+            "--min-recall", metavar="SHARE", help="The least share of the 10 nearest that an index must find."
+        ),
+    ] = None,
     strict: StrictOption = False,
     report: ReportOption = None,
     workspace: WorkspaceOption = None,
@@ -46,9 +65,12 @@ def index(
       vitembed index ./images ../more --report skipped.jsonl
       vitembed index ./images --model dinov2-base
       vitembed index vectors.parquet
+      vitembed index ./images --ann auto --target-ms 20 --min-recall 0.98
     """  # noqa: D301
+    asked = {"family": ann, "target_ms": target_ms, "min_recall": min_recall}
+    _check_asked(asked)
     if len(images) == 1 and images[0].endswith(VECTOR_SUFFIXES):
-        _index_vectors(Path(images[0]), rebuild, float32, workspace)
+        _index_vectors(Path(images[0]), rebuild, float32, asked, workspace)
         return
     from vitembed.collection.collection import Collection
     from vitembed.collection.finding.query_graph import keep_query_graph
@@ -75,13 +97,14 @@ def index(
             done = collection.update(encoder, images, progress=lambda now: advance(now.done, now.total, _speed(now)))
         keep_query_graph(place.index_dir, encoder)
         _say_report(collection, done)
+        _approximate(collection, asked)
         usable = done.added + done.changed + done.moved + done.unchanged + done.deleted > 0
         finish(done.bad, strict=strict and usable, report=report)
     if not usable:
         raise DataError(f"no readable image in {', '.join(map(shown, images))}")
 
 
-def _index_vectors(file: Path, rebuild: bool, float32: bool, workspace: Path | None) -> None:
+def _index_vectors(file: Path, rebuild: bool, float32: bool, asked: dict[str, Any], workspace: Path | None) -> None:
     from vitembed.collection.collection import Collection
     from vitembed.embeddings import Embeddings
 
@@ -96,6 +119,21 @@ def _index_vectors(file: Path, rebuild: bool, float32: bool, workspace: Path | N
         rebuild=rebuild,
     ) as collection:
         _say_report(collection, collection.update_from(embeddings))
+        _approximate(collection, asked)
+
+
+def _check_asked(asked: dict[str, Any]) -> None:
+    """Refuse wrong settings before the first image is embedded."""
+    from vitembed.collection.ann.settings import AnnSettings
+
+    AnnSettings().changed(**asked)
+
+
+def _approximate(collection: Collection, asked: dict[str, Any]) -> None:
+    before = collection.ann_settings()
+    done = collection.build_ann(before.changed(**asked), say=note)
+    if done.matters or any(value is not None for value in asked.values()):
+        say_facts([("search", line) for line in done.lines()])
 
 
 def _recorded(workspace: Path | None, rebuild: bool) -> tuple[str | None, str]:

@@ -57,6 +57,9 @@ def search(
     unique_at: Annotated[
         float | None, typer.Option("--unique-at", metavar="COSINE", help="The same, from this cosine on.")
     ] = None,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Compare every vector, even where the collection has an index.")
+    ] = False,
     batch: Annotated[
         str | None,
         typer.Option(
@@ -88,7 +91,8 @@ def search(
 ) -> None:
     """Find the indexed images most similar to a query.
 
-    Every vector is compared; scores are cosines, 1 at most. The percentile tells what a score means here: how many per
+    Every vector is compared, unless the collection is so large that it has an index: then a line says what share of the
+    nearest that finds. Scores are cosines, 1 at most. The percentile tells what a score means here: how many per
     cent of the pairs of images in the index are less alike. A query that is in the index itself is left out of the
     result, and needs no model.
 
@@ -121,7 +125,7 @@ def search(
             load = _loader(model, workspace, place, collection)
             return query_encoder(place.index_dir, collection.fingerprint, load, graph=model is None)
 
-        limits: dict[str, Any] = {"k": k, "where": where, "min_score": min_score, "unique": threshold}
+        limits: dict[str, Any] = {"k": k, "where": where, "min_score": min_score, "unique": threshold, "exact": exact}
         if batch is not None:
             _search_batch(collection, batch, encoder, limits)
             return
@@ -147,6 +151,8 @@ def search(
         if show:
             note("--show draws in a terminal alone, and this is none")
         _say_hits(result)
+    if not result.exact and not json:
+        note(f"{result.how}: --exact compares every vector")
 
 
 def _loader(model: str | None, workspace: Path | None, place: Workspace, collection: Collection) -> Any:

@@ -18,11 +18,13 @@ _HOMES = {
     "Embeddings": "vitembed.embeddings",
     "Encoder": "vitembed.model.encoder",
     "KNNProbe": "vitembed.probe.knn",
+    "LabelSession": "vitembed.probe.labelling.session",
     "LinearProbe": "vitembed.probe.linear",
     "RidgeProbe": "vitembed.probe.ridge",
     "ViTClassifier": "vitembed.pretrain.classifier",
     "VisionTransformer": "vitembed.model.vit",
     "VitembedError": "vitembed.errors",
+    "finetune": "vitembed.pretrain.supervised.run",
     "load": "vitembed.model.encoder",
     "pretrain": "vitembed.pretrain",  # the room itself can be called
 }
@@ -33,12 +35,14 @@ __all__ = [
     "Embeddings",
     "Encoder",
     "KNNProbe",
+    "LabelSession",
     "LinearProbe",
     "RidgeProbe",
     "ViTClassifier",
     "VisionTransformer",
     "VitembedError",
     "__version__",
+    "finetune",
     "load",
     "pretrain",
 ]
@@ -51,8 +55,10 @@ if TYPE_CHECKING:
     from vitembed.model.vit import VisionTransformer
     from vitembed.pretrain.classifier import ViTClassifier
     from vitembed.pretrain.run import pretrain
+    from vitembed.pretrain.supervised.run import finetune
     from vitembed.probe.attentive import AttentiveProbe
     from vitembed.probe.knn import KNNProbe
+    from vitembed.probe.labelling.session import LabelSession
     from vitembed.probe.linear import LinearProbe
     from vitembed.probe.ridge import RidgeProbe
 

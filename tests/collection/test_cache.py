@@ -11,7 +11,7 @@ import faiss
 import numpy as np
 import pytest
 
-from vitembed.collection import nearest
+from vitembed.collection import standing
 from vitembed.collection.ann import CACHE_FILE, MANIFEST_FILE, CacheKey, Scan, VectorCache
 from vitembed.collection.catalog import CATALOG_FILE
 from vitembed.collection.collection import Collection
@@ -130,7 +130,7 @@ def test_verify_reads_every_byte(indexed, photos, referee, caplog):
 
 def test_stale_cache_is_completed_from_the_catalogue(indexed, photos, encoder, referee, draw, monkeypatch):
     """Rows come and go without a new cache: dead ones are passed over, new ones scanned beside it."""
-    monkeypatch.setattr(nearest, "MAX_STALE_ROWS", 10_000)
+    monkeypatch.setattr(standing, "MAX_STALE_ROWS", 10_000)
     before = (indexed / CACHE_FILE).read_bytes()
     with Collection.open(indexed) as collection, Collection.open(indexed) as reader:
         referee(reader, paths_of(photos))
@@ -154,7 +154,7 @@ def test_stale_cache_is_completed_from_the_catalogue(indexed, photos, encoder, r
 
 
 def test_too_stale_a_cache_is_made_anew(indexed, photos, encoder, referee, draw, monkeypatch):
-    monkeypatch.setattr(nearest, "MAX_STALE_ROWS", 3)
+    monkeypatch.setattr(standing, "MAX_STALE_ROWS", 3)
     with Collection.open(indexed) as collection:
         for number in range(5):
             draw(str(photos / f"new{number}.png"), 100 + number)

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import save
 
 from vitembed.embeddings import Embeddings
 from vitembed.errors import DataError, MismatchError
 from vitembed.probe.evaluation.study import study
-from vitembed.probe.saving import SavedProbe
+from vitembed.probe.saving import HiddenLayer, SavedProbe
 
 
 def studied(classes=3, names=("ant", "bee", "cat"), n=120):
@@ -75,6 +76,46 @@ def test_a_file_of_the_first_format_still_loads():
     )
 
 
+@pytest.mark.parametrize("num_classes", [2, 3])
+def test_an_mlp_comes_back_to_the_bit_and_says_what_torch_says(tmp_path, num_classes):
+    import torch
+
+    torch.manual_seed(0)
+    layers = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.GELU(), torch.nn.Linear(4, num_classes)).double()
+    first, last = layers[0], layers[2]
+    coef, intercept = last.weight.detach().numpy(), last.bias.detach().numpy()
+    if num_classes == 2:
+        coef, intercept = coef[1:] - coef[:1], intercept[1:] - intercept[:1]
+    saved = SavedProbe(
+        classes=["ant", "bee", "cat"][:num_classes],
+        coef=coef,
+        intercept=intercept,
+        hidden=HiddenLayer(first.weight.detach().numpy(), first.bias.detach().numpy()),
+        fingerprint="f" * 64,
+        threshold=None,
+    )
+    saved.save(tmp_path / "p.safetensors")
+    back = SavedProbe.load(tmp_path / "p.safetensors")
+    vectors = np.random.default_rng(0).standard_normal((9, 6))
+    expected = layers(torch.from_numpy(vectors)).softmax(dim=1).detach().numpy()
+    np.testing.assert_allclose(back.predict_proba(vectors), expected, atol=1e-12)
+    assert np.array_equal(back.predict_proba(vectors), saved.predict_proba(vectors))
+    assert (back.kind, back.dim) == ("mlp", 6)
+    with pytest.raises(DataError, match="takes 6-d vectors"):
+        back.predict_proba(np.zeros((2, 4)))
+
+
+def test_a_linear_probe_is_written_as_the_first_format_and_an_mlp_of_the_second_still_loads(tmp_path):
+    SavedProbe.of(studied(), {}).save(tmp_path / "p.safetensors")
+    with safe_open(tmp_path / "p.safetensors", framework="numpy") as file:
+        assert json.loads(file.metadata()["vitembed_probe"])["format_version"] == 1
+    old = SavedProbe.load(Path(__file__).parent / "data" / "probe_format_2.safetensors")
+    assert (old.kind, old.classes, old.threshold) == ("mlp", ["ant", "bee", "cat"], 0.75)
+    np.testing.assert_allclose(
+        old.predict_proba(np.array([[1.0, -0.5]])), [[0.633815, 0.2714652, 0.0947198]], atol=1e-6
+    )
+
+
 GOOD = {
     "format_version": 1,
     "kind": "linear",
@@ -84,6 +125,8 @@ GOOD = {
     "meta": {},
 }
 ARRAYS = {"coef": np.zeros((3, 4)), "intercept": np.zeros(3)}
+MLP = GOOD | {"format_version": 2, "kind": "mlp"}
+MLP_ARRAYS = ARRAYS | {"hidden_coef": np.zeros((4, 6)), "hidden_intercept": np.zeros(4)}
 
 
 def written(path, header=GOOD, arrays=ARRAYS, key="vitembed_probe"):
@@ -94,7 +137,16 @@ def written(path, header=GOOD, arrays=ARRAYS, key="vitembed_probe"):
 @pytest.mark.parametrize(
     ("header", "arrays", "message"),
     [
-        (GOOD | {"format_version": 2}, ARRAYS, "format 2 .* upgrade vitembed"),
+        (GOOD | {"format_version": 3}, ARRAYS, "format 3 .* upgrade vitembed"),
+        (GOOD | {"format_version": 2}, ARRAYS, "format 2 of kind 'linear' .* upgrade vitembed"),
+        (GOOD | {"kind": "mlp"}, ARRAYS, "format 1 of kind 'mlp'"),
+        (MLP, ARRAYS, "expected coef and intercept and hidden_coef and hidden_intercept"),
+        (GOOD, MLP_ARRAYS, "expected coef and intercept"),
+        (MLP, MLP_ARRAYS | {"hidden_coef": np.zeros((5, 6))}, "hidden weights .* do not fit"),
+        (MLP, MLP_ARRAYS | {"hidden_coef": np.zeros((4, 0))}, "hidden weights .* do not fit"),
+        (MLP, MLP_ARRAYS | {"hidden_intercept": np.zeros(5)}, "hidden weights .* do not fit"),
+        (MLP, MLP_ARRAYS | {"hidden_intercept": np.full(4, np.inf)}, "NaN or infinity"),
+        (MLP, MLP_ARRAYS | {"hidden_coef": np.zeros((4, 6), np.float32)}, "float64"),
         (GOOD | {"format_version": "1"}, ARRAYS, "upgrade"),
         (GOOD | {"kind": "tree"}, ARRAYS, "kind 'tree'"),
         (GOOD | {"classes": ["a", "b"]}, ARRAYS, "do not fit 2 classes"),

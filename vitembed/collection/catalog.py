@@ -39,7 +39,7 @@ from vitembed.collection.store.rows import Paths, Row
 from vitembed.errors import CollectionError, printable
 from vitembed.faults import about_to
 
-__all__ = ["CATALOG_FILE", "VECTOR_TYPES", "AbsentError", "Catalog", "DamagedError", "Row"]
+__all__ = ["CATALOG_FILE", "VECTOR_TYPES", "AbsentError", "Catalog", "DamagedError", "Row", "UnknownIdError"]
 
 CATALOG_FILE = "catalog.sqlite"
 VECTOR_TYPES: dict[str, np.dtype[Any]] = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}

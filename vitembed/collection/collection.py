@@ -1,5 +1,5 @@
 """A collection: vectors at rest that stay in step with a folder of images, and answer for it."""
-# ruff: noqa: PTH100, PTH116, PTH117
+# ruff: noqa: PTH100
 # Paths stay plain strings: names that are not UTF-8 are kept as they are, and links are not followed.
 
 from __future__ import annotations
@@ -14,21 +14,32 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitembed.collection.catalog import CATALOG_FILE, VECTOR_TYPES, AbsentError, Catalog, DamagedError, Row
+from vitembed.collection.catalog import CATALOG_FILE, VECTOR_TYPES, AbsentError, Catalog, Row
+from vitembed.collection.external import stat_of, take_vectors, unit_vectors
 from vitembed.collection.finding.background import Background, background
 from vitembed.collection.finding.facts import ImageFacts, image_facts, matching_ids, num_unknown
 from vitembed.collection.finding.where import parse_where
-from vitembed.collection.nearest import Hit, Nearest
+from vitembed.collection.founding import create_catalog, default_root, has_catalog
+from vitembed.collection.hits import Hits
+from vitembed.collection.nearest import Nearest
 from vitembed.collection.plan import Plan, make_plan
-from vitembed.collection.update import StreamsVectors, UpdateProgress, UpdateReport, embed_plan, record_plan
+from vitembed.collection.update import (
+    StreamsVectors,
+    UpdateProgress,
+    UpdateReport,
+    embed_plan,
+    record_plan,
+    report_plan,
+)
 from vitembed.embeddings import Embeddings, unit_rows
 from vitembed.errors import BadImage, CollectionError, DataError, MismatchError, printable
-from vitembed.faults import about_to
 from vitembed.images.source import walk
 from vitembed.lock import exclusive
 
 if TYPE_CHECKING:
     from types import TracebackType
+
+    from vitembed.collection.ann import AnnReport, AnnSettings
 
 LOCK_FILE = "write.lock"
 
@@ -84,7 +95,7 @@ class Collection:
         if vector_type is not None and vector_type not in VECTOR_TYPES:
             raise DataError(f"vector_type is {vector_type!r}, expected one of {', '.join(VECTOR_TYPES)}")
         # To open what is there nothing is written, not even who does so.
-        with exclusive(folder / LOCK_FILE, CollectionError, announce=rebuild or not _has_catalog(folder)):
+        with exclusive(folder / LOCK_FILE, CollectionError, announce=rebuild or not has_catalog(folder)):
             if not rebuild:
                 with contextlib.suppress(AbsentError):
                     collection = cls.open(folder)
@@ -95,9 +106,9 @@ class Collection:
                         collection.close()
                         raise
                     return collection
-            top = _default_root(folder) if root is None else _absolute(root)
+            top = default_root(folder) if root is None else _absolute(root)
             stored_as = vector_type or "float16"
-            catalog = _create_catalog(folder, str(top), fingerprint, dim, dict(meta or {}), stored_as, rebuild)
+            catalog = create_catalog(folder, str(top), fingerprint, dim, dict(meta or {}), stored_as, rebuild)
             return cls(folder, catalog)
 
     @classmethod
@@ -205,24 +216,7 @@ class Collection:
                         self._catalog, plan, encoder, batch_size=batch_size, num_workers=num_workers, progress=progress
                     )
                 self._nearest.publish()
-        seconds = time.perf_counter() - start
-        failed = {error.path for error in more_bad}
-        num_embedded = len(plan.embed) - len(more_bad)
-        good = [work for work in plan.embed if work.entry.path not in failed] + [work for _, work in plan.copied]
-        num_changed = sum(work.known for work in good)
-        return UpdateReport(
-            added=len(good) - num_changed,
-            changed=num_changed,
-            deleted=len(plan.deleted),
-            unchanged=plan.num_unchanged,
-            moved=len(plan.moved),
-            bad=sorted([*plan.known_bad, *bad, *more_bad], key=lambda error: os.fsencode(error.path)),
-            num_other=plan.num_other,
-            num_embedded=num_embedded,
-            seconds=seconds,
-            images_per_second=num_embedded / embed_seconds if embed_seconds else 0.0,
-            limit="model" if model_share >= 0.5 else "decode",
-        )
+        return report_plan(plan, bad, more_bad, time.perf_counter() - start, embed_seconds, model_share)
 
     def _plan(
         self, inputs: Sequence[str | os.PathLike[str]], follow_symlinks: bool, retry_bad: bool
@@ -245,27 +239,10 @@ class Collection:
             DataError: If an id occurs twice, or a vector is zero.
         """
         start = time.perf_counter()
-        if len(set(embeddings.ids)) != len(embeddings):
-            raise DataError(f"{len(embeddings) - len(set(embeddings.ids))} ids occur more than once")
-        vectors = unit_rows(embeddings.vectors)
-        added = changed = unchanged = 0
+        vectors = unit_vectors(embeddings)
         with exclusive(self.directory / LOCK_FILE, CollectionError):
             self._refuse_others(embeddings.fingerprint, embeddings.dim)
-            with self._catalog.read():
-                self._catalog.check_same()
-                known = {row.path: row.id for row in self._catalog.rows() if row.status == "ok"}
-                stored = dict(zip(known, self._catalog.vectors(list(known.values())), strict=True))
-            with self._catalog.write():
-                for name, vector in zip(embeddings.ids, vectors, strict=True):
-                    old = stored.get(name)
-                    if old is not None and np.array_equal(old, vector.astype(old.dtype)):
-                        unchanged += 1
-                        continue
-                    changed += old is not None
-                    added += old is None
-                    external = not os.path.isabs(name)
-                    size, mtime_ns = (-1, -1) if external else _stat(name)
-                    self._catalog.insert(name, external=external, size=size, mtime_ns=mtime_ns, vector=vector)
+            added, changed, unchanged = take_vectors(self._catalog, embeddings.ids, vectors)
             self._nearest.publish()
         seconds = time.perf_counter() - start
         return UpdateReport(added, changed, 0, unchanged, 0, [], 0, 0, seconds, 0.0, "decode")
@@ -279,8 +256,9 @@ class Collection:
         where: str | None = None,
         min_score: float | None = None,
         unique: float | None = None,
-    ) -> list[Hit]:
-        """Images whose vectors are nearest to a query, exact, best first.
+        exact: bool = False,
+    ) -> Hits:
+        """Images whose vectors are nearest to a query, best first; ``exact`` and ``recall`` of the result tell how.
 
         Args:
             query: ``[d]``, of any length but zero; or ``[q, d]``: the mean of the unit vectors is searched for.
@@ -289,6 +267,7 @@ class Collection:
             where: Which images to look at, such as ``"name ~ '*.jpg' and width >= 640"`` (``finding/where.py``).
             min_score: The least cosine of a result.
             unique: Hide images whose cosine with a better result is at least this (near-duplicates).
+            exact: Compare every vector, even where ``build_ann`` has made an index.
 
         Raises:
             DataError: If ``k`` < 1, the query has another width, is zero or not finite, ``where`` is no filter, or
@@ -301,16 +280,55 @@ class Collection:
             raise DataError(f"unique is {unique}, expected a cosine above 0 and at most 1")
         filter_ = None if where is None else parse_where(where)
         unit = unit_rows(unit_rows(vectors).mean(axis=0, keepdims=True))
-        (hits,) = self._nearest.search(unit, k, exclude_paths, where=filter_, unique=unique)
-        return [hit for hit in hits if min_score is None or hit.score >= min_score]
+        (hits,) = self._nearest.search(unit, k, exclude_paths, where=filter_, unique=unique, exact=exact)
+        return hits.at_least(min_score)
 
     def search_many(
-        self, queries: np.ndarray, *, k: int = 10, exclude_paths: Sequence[str] = (), where: str | None = None
-    ) -> list[list[Hit]]:
+        self,
+        queries: np.ndarray,
+        *,
+        k: int = 10,
+        exclude_paths: Sequence[str] = (),
+        where: str | None = None,
+        exact: bool = False,
+    ) -> list[Hits]:
         """The same for each row of ``queries`` ``[q, d]`` on its own."""
         self._check_width(np.asarray(queries))
         filter_ = None if where is None else parse_where(where)
-        return self._nearest.search(unit_rows(queries), k, exclude_paths, where=filter_)
+        return self._nearest.search(unit_rows(queries), k, exclude_paths, where=filter_, exact=exact)
+
+    def build_ann(self, settings: AnnSettings | None = None, *, say: Callable[[str], None] | None = None) -> AnnReport:
+        """Make, extend or take away the approximate index, by what this machine needs and what is asked for.
+
+        By default a collection is searched exactly as long as comparing a query with all vectors meets the target of
+        100 ms; beyond, an index is trained, measured, and used if it finds 95 % of the 10 nearest. Nothing else makes
+        one: ``update`` adds rows that every search sees at once, and this puts them into the index.
+
+        Args:
+            settings: When to approximate and how well; kept with the collection. By default what was asked for before.
+            say: Told, before a build, what it will take.
+
+        Raises:
+            CollectionError: If another process is writing, or a family was asked for by name that cannot be built.
+        """
+        from vitembed.collection.ann.settled import settled
+
+        with self._catalog.read():
+            self._catalog.check_same()
+            report = settled(self.directory, self._catalog, settings)
+        if report is None:
+            from vitembed.collection.ann.keep import bring_up_to_date
+
+            with exclusive(self.directory / LOCK_FILE, CollectionError), self._catalog.read():
+                self._catalog.check_same()
+                report = bring_up_to_date(self.directory, self._catalog, settings, say=say or log.info)
+        return report
+
+    def ann_settings(self) -> AnnSettings:
+        """What was asked of the approximate index, by default or by ``build_ann``."""
+        from vitembed.collection.ann.settings import load_record
+
+        return load_record(self.directory).settings
 
     def background(self) -> Background:
         """How alike pairs of different images here are: what tells a high score from an ordinary one."""
@@ -352,7 +370,7 @@ class Collection:
             if (
                 row is None
                 or row.status != "ok"
-                or (unchanged and not row.external and _stat(row.path) != (row.size, row.mtime_ns))
+                or (unchanged and not row.external and stat_of(row.path) != (row.size, row.mtime_ns))
             ):
                 return None
             vector: np.ndarray = self._catalog.vectors([row.id])[0].astype(np.float32)
@@ -447,47 +465,6 @@ class Collection:
                 f"this is encoder {fingerprint[:12] or 'unknown'} ({dim}-d): run vitembed index --rebuild, "
                 "or name another --workspace"
             )
-
-
-def _has_catalog(folder: Path) -> bool:
-    try:
-        return (folder / CATALOG_FILE).stat().st_size > 0
-    except FileNotFoundError:
-        return False
-
-
-def _create_catalog(
-    folder: Path, root: str, fingerprint: str, dim: int, meta: dict[str, Any], vector_type: str, rebuild: bool
-) -> Catalog:
-    file = folder / CATALOG_FILE
-
-    def create() -> Catalog:
-        return Catalog.create(file, root=root, fingerprint=fingerprint, dim=dim, meta=meta, vector_type=vector_type)
-
-    try:
-        return create()
-    except DamagedError as error:  # beyond emptying
-        if not rebuild:
-            raise
-        log.warning("%s; starting anew", error)
-        for name in (CATALOG_FILE, f"{CATALOG_FILE}-wal", f"{CATALOG_FILE}-shm"):
-            about_to(f"delete {name}")
-            (folder / name).unlink(missing_ok=True)
-        return create()
-
-
-def _default_root(folder: Path) -> Path:
-    from vitembed.workspace import WORKSPACE_DIR
-
-    return folder.parent.parent if folder.parent.name == WORKSPACE_DIR else folder.parent
-
-
-def _stat(path: str) -> tuple[int, int]:
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):
-        return -1, -1
-    return status.st_size, status.st_mtime_ns
 
 
 def _absolute(path: str | os.PathLike[str]) -> Path:

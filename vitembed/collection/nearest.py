@@ -1,63 +1,53 @@
-"""Exact nearest neighbours at any moment: the cached scan, less the dead rows, plus the rows it does not hold yet."""
+"""Nearest neighbours at any moment, scored by the catalogue's own vectors whoever found them.
+
+Either every vector is compared (the scan), or the nearest lists of an index are looked at, where one has been measured
+to find enough. Both are completed by the rows that they do not hold yet, and their dead rows are passed over.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vitembed.collection.catalog import Catalog
+from vitembed.collection.catalog import Catalog, UnknownIdError
 from vitembed.collection.finding.facts import matching_ids
 from vitembed.collection.finding.where import Where
-from vitembed.errors import CollectionError, DataError
-from vitembed.lock import exclusive
+from vitembed.collection.hits import Hit, Hits
+from vitembed.collection.standing import Standing
+from vitembed.collection.view import is_in
+from vitembed.errors import DataError
 
-if TYPE_CHECKING:
-    from vitembed.collection.ann import Scan, VectorCache
+__all__ = ["Hit", "Hits", "Nearest"]
 
-CACHE_LOCK_FILE = "cache.lock"
-# A scan is made anew when more rows than these are dead or outside of it. Passing over 1,000 dead rows and scanning
-# 1,000 from SQLite costs a search about 5 ms.
-MAX_STALE_ROWS = 1_000
-MAX_STALE_SHARE = 0.1
 # Scores of the scan and of the catalogue differ by the order of float32 sums, at most.
 SCORE_TOLERANCE = 1e-5
+# Scores of an index may differ by this many times what was measured when it was built, and a little.
+APPROX_TOLERANCE_FACTOR = 2.0
+APPROX_TOLERANCE = 0.01
 _SPARE_ROWS = 16
 
 _Found = tuple[float, str, int]
 """Score with its sign turned, path, id: their order is the order of results."""
+_Answer = tuple[list[_Found], float | None]
+"""With the recall of the index; None: every vector was compared."""
 
 log = logging.getLogger("vitembed")
 
 
-@dataclass(frozen=True, slots=True)
-class Hit:
-    """One result of a search."""
-
-    rank: int
-    """From 1."""
-    path: str
-    """Absolute path, or the id that came with a vector from elsewhere."""
-    score: float
-    """Cosine with the query: rises with nearness, 1 at most (up to float16 rounding)."""
-    num_alike: int = 0
-    """Worse results that were hidden as near-duplicates of this one (``unique``)."""
+class OtherScoreError(LookupError):
+    """A cache gave a row a score that its vector in the catalogue does not have."""
 
 
 class Nearest:
     """Search over the vectors of a catalogue, each time as of one snapshot of it."""
 
     def __init__(self, directory: Path, catalog: Catalog) -> None:
-        self._directory = directory
         self._catalog = catalog
-        self._scan: Scan | None = None
-        self._state = ""
-        self._dead = self._tail_ids = np.zeros(0, np.int64)
-        self._tail = np.zeros((0, catalog.dim), np.float32)
+        self._standing = Standing(directory, catalog)
 
     def search(
         self,
@@ -67,7 +57,8 @@ class Nearest:
         *,
         where: Where | None = None,
         unique: float | None = None,
-    ) -> list[list[Hit]]:
+        exact: bool = False,
+    ) -> list[Hits]:
         """The ``k`` nearest rows (all, if there are fewer) for each unit query, float32 ``[q, d]``.
 
         Args:
@@ -76,6 +67,7 @@ class Nearest:
             exclude_paths: Rows to leave out.
             where: Rows to look at; the others are not compared.
             unique: Hide rows whose cosine with a better result is at least this.
+            exact: Compare every vector, even if there is an index.
 
         Raises:
             DataError: If ``k`` < 1.
@@ -84,79 +76,50 @@ class Nearest:
         if k < 1:
             raise DataError(f"k is {k}, expected at least 1")
         with self._catalog.read():
-            scan = self._refresh()
+            self._standing.catch_up()
             try:
-                return self._hits(scan, queries, k, exclude_paths, where, unique)
-            except LookupError as error:
+                return self._hits(queries, k, exclude_paths, where, unique, exact)
+            except (OtherScoreError, UnknownIdError) as error:
                 # Changed after it was opened: the checksum was right then.
                 log.warning("the vector cache contradicts the catalogue (%s): made anew", error)
-                self._scan, self._state = None, ""
-                return self._hits(self._refresh(distrust=True), queries, k, exclude_paths, where, unique)
+                self._standing.exact(distrust=True)
+                return self._hits(queries, k, exclude_paths, where, unique, True)
 
     def publish(self) -> None:
-        """Bring the cache file up to date if it is absent, damaged or stale."""
+        """Bring the file of the scan up to date if it is absent, damaged or stale."""
         with self._catalog.read():
-            self._scan, self._state = None, ""  # what counts here is the file
-            self._refresh()
+            self._standing.forget()  # what counts here is the file
+            self._standing.catch_up()
+            self._standing.exact()
 
     def verify(self) -> None:
-        """Check the cache file byte by byte and replace it if it is damaged."""
-        try:
-            self._cache().verify()
-        except (DataError, OSError) as error:
-            log.warning("the vector cache is unusable (%s): made anew", error)
-            with self._catalog.read():
-                self._scan, self._state = None, ""
-                self._refresh(distrust=True)
-
-    def _refresh(self, *, distrust: bool = False) -> Scan:
-        """Catch up with the catalogue's snapshot. Without changes since the last search this is one small query."""
-        from vitembed.collection.ann import Scan  # FAISS is loaded on first search
-
-        self._catalog.check_same()
-        state = self._catalog.state()
-        if self._scan is not None and state == self._state:
-            return self._scan
-        scan = self._scan
-        if scan is None and not distrust:
-            scan = self._load()
-        if scan is None or scan.state != state:
-            alive = self._catalog.vector_ids()
-            if scan is None or _num_stale(scan.ids, alive) > max(MAX_STALE_ROWS, MAX_STALE_SHARE * len(alive)):
-                scan = Scan.build(self._catalog.all_vectors(), self._catalog.dim, state, self._catalog.vector_type)
-                log.info("vector cache made from the catalogue: %d vectors", len(scan))
-                self._write(scan)
-            self._dead = np.setdiff1d(scan.ids, alive, assume_unique=True)
-            self._tail_ids = np.setdiff1d(alive, scan.ids, assume_unique=True)
-        else:
-            self._dead = self._tail_ids = np.zeros(0, np.int64)
-        self._tail = self._catalog.vectors(self._tail_ids.tolist()).astype(np.float32)
-        self._scan, self._state = scan, state
-        return scan
+        """Check the cache files byte by byte; a damaged scan is replaced."""
+        self._standing.verify()
 
     def _hits(
         self,
-        scan: Scan,
         queries: np.ndarray,
         k: int,
         exclude_paths: Sequence[str],
         where: Where | None,
         unique: float | None,
-    ) -> list[list[Hit]]:
+        exact: bool,
+    ) -> list[Hits]:
         rows = [row for row in map(self._catalog.find, exclude_paths) if row is not None and row.status == "ok"]
         excluded = np.array(sorted(row.id for row in rows), dtype=np.int64)
         only = None if where is None else np.setdiff1d(matching_ids(self._catalog, where), excluded, assume_unique=True)
         if unique is None:
-            return [_numbered(found) for found in self._search(scan, queries, k, excluded, only)]
-        return [self._unique(scan, query[None], k, excluded, only, unique) for query in queries]
+            answers = self._search(queries, k, excluded, only, exact)
+            return [Hits(_numbered(found), recall=recall) for found, recall in answers]
+        return [self._unique(query[None], k, excluded, only, unique, exact) for query in queries]
 
     def _unique(
-        self, scan: Scan, query: np.ndarray, k: int, excluded: np.ndarray, only: np.ndarray | None, threshold: float
-    ) -> list[Hit]:
+        self, query: np.ndarray, k: int, excluded: np.ndarray, only: np.ndarray | None, threshold: float, exact: bool
+    ) -> Hits:
         """The best ``k`` that are not near-duplicates of a better one: more are fetched until there are as many."""
         fetch = 2 * k + _SPARE_ROWS
         while True:
-            (found,) = self._search(scan, query, fetch, excluded, only)
+            ((found, recall),) = self._search(query, fetch, excluded, only, exact)
             vectors = self._catalog.vectors([row for _, _, row in found]).astype(np.float32)
             kept, num_alike = list[int](), list[int]()
             for place, vector in enumerate(vectors):
@@ -170,24 +133,85 @@ class Nearest:
                     break
             if len(kept) == k or len(found) < fetch:
                 hits = _numbered([found[place] for place in kept])
-                return [replace(hit, num_alike=hidden) for hit, hidden in zip(hits, num_alike, strict=True)]
+                pairs = zip(hits, num_alike, strict=True)
+                return Hits([replace(hit, num_alike=hidden) for hit, hidden in pairs], recall=recall)
             fetch *= 4
 
     def _search(
-        self, scan: Scan, queries: np.ndarray, k: int, excluded: np.ndarray, only: np.ndarray | None
-    ) -> list[list[_Found]]:
-        without = np.union1d(self._dead, excluded[_is_in(excluded, scan.ids)])
-        kept = ~_is_in(self._tail_ids, excluded)
+        self, queries: np.ndarray, k: int, excluded: np.ndarray, only: np.ndarray | None, exact: bool
+    ) -> list[_Answer]:
+        answers: list[_Answer | None] = [None] * len(queries)
+        if not exact:
+            try:
+                answers = self._by_index(queries, k, excluded, only)
+            except (OtherScoreError, UnknownIdError) as error:
+                self._standing.distrust_approximate(f"it contradicts the catalogue: {error}")
+        left = [place for place, answer in enumerate(answers) if answer is None]
+        if left:
+            for place, found in zip(left, self._by_scan(queries[left], k, excluded, only), strict=True):
+                answers[place] = (found, None)
+        return [answer for answer in answers if answer is not None]
+
+    def _by_index(
+        self, queries: np.ndarray, k: int, excluded: np.ndarray, only: np.ndarray | None
+    ) -> list[_Answer | None]:
+        """Answers of the index; None for a query to which it has none, or for all where it may not be used."""
+        nothing: list[_Answer | None] = [None] * len(queries)
+        view = self._standing.approximate()
+        if view is None or not view.held.is_good_for(k):
+            return nothing
+        index = view.held
+        num_probes = self._standing.probes_for(index, only)
+        if num_probes is None:
+            return nothing
+        tail_ids, tail = view.tail_of(excluded, only)
+        without = view.without(excluded) if only is None else _NOTHING
         if only is not None:
-            kept &= _is_in(self._tail_ids, only)
-            only = only[_is_in(only, scan.ids)]
-        tail_ids, tail_scores = self._tail_ids[kept], queries @ self._tail[kept].T
+            only = np.setdiff1d(only, tail_ids, assume_unique=True)
+        num_there = len(index) - len(without) if only is None else len(only)
+        k = min(k, num_there + len(tail_ids))
+        fetch = min(index.fetch(k), num_there)
+        if k == 0 or fetch == 0:
+            return nothing
+        all_scores, all_ids = index.search(queries, fetch, without, only, num_probes=num_probes)
+        answers = list[_Answer | None]()
+        for query, scores, ids in zip(queries, all_scores, all_ids, strict=True):
+            found = ids >= 0  # the lists that were looked at may hold fewer
+            scores, ids = scores[found], ids[found]
+            true = self._true_scores(query, ids)
+            allowed = APPROX_TOLERANCE_FACTOR * index.facts.score_error + APPROX_TOLERANCE
+            if np.abs(true - scores).max(initial=0) > allowed:
+                raise OtherScoreError("another score")
+            near_tail = tail_ids[_top(tail @ query, k)]
+            joined = np.concatenate([true, self._true_scores(query, near_tail)])
+            if len(joined) < k:
+                answers.append(None)
+                continue
+            floor = np.partition(joined, len(joined) - k)[len(joined) - k]
+            if len(ids) < num_there and (scores[true >= floor] <= scores.min(initial=2) + SCORE_TOLERANCE).any():
+                # A result came last among the candidates: rows that were not fetched may tie with it, or be better.
+                answers.append(None)
+                continue
+            best = self._best(np.concatenate([ids, near_tail]), joined, k)
+            answers.append((best, index.recall_for(k)))
+        return answers
+
+    def _by_scan(
+        self, queries: np.ndarray, k: int, excluded: np.ndarray, only: np.ndarray | None
+    ) -> list[list[_Found]]:
+        view = self._standing.exact()
+        scan = view.held
+        without = view.without(excluded)
+        tail_ids, tail = view.tail_of(excluded, only)
+        if only is not None:
+            only = only[is_in(only, scan.ids)]
+        tail_scores = queries @ tail.T
         num_scanned = len(scan) - len(without) if only is None else len(only)
         k = min(k, num_scanned + len(tail_ids))
         if k == 0:
             return [[] for _ in queries]
         fetch = min(num_scanned, k + _SPARE_ROWS)
-        all_scores, all_ids = scan.search(queries, fetch, without, only) if fetch else _nothing(len(queries))
+        all_scores, all_ids = scan.search(queries, fetch, without, only) if fetch else _no_results(len(queries))
         results = []
         for query, scores, ids, more_scores in zip(queries, all_scores, all_ids, tail_scores, strict=True):
             # Rows that score as the last result does may be more than were fetched: then the path decides among them,
@@ -200,67 +224,44 @@ class Nearest:
                 more = scan.search(query[None], min(num_scanned, 4 * len(scores)), without, only)
                 scores, ids = more[0][0], more[1][0]
             chosen = joined >= floor
-            results.append(self._ranked(query, np.concatenate([ids, tail_ids])[chosen], joined[chosen], k))
+            candidates = np.concatenate([ids, tail_ids])[chosen]
+            true = self._true_scores(query, candidates)
+            if not np.allclose(true, joined[chosen], rtol=0, atol=100 * SCORE_TOLERANCE):
+                raise OtherScoreError("another score")
+            results.append(self._best(candidates, true, k))
         return results
 
-    def _ranked(self, query: np.ndarray, ids: np.ndarray, approximate: np.ndarray, k: int) -> list[_Found]:
-        """The best ``k`` of the candidates by the catalogue's own vectors, whatever the cache says of them."""
-        wanted = ids.tolist()
+    def _true_scores(self, query: np.ndarray, ids: np.ndarray) -> np.ndarray:
+        """Cosines of the catalogue's own vectors, float32, whatever a cache says of them.
+
+        Summed in float64, so that equal vectors score the same wherever they lie.
+        """
+        products = self._catalog.vectors(ids.tolist()).astype(np.float64) * query.astype(np.float64)
+        scores: np.ndarray = products.sum(axis=1).astype(np.float32)
+        return scores
+
+    def _best(self, ids: np.ndarray, scores: np.ndarray, k: int) -> list[_Found]:
+        """The best ``k`` of the candidates by true score, then by path."""
+        kept = scores >= np.partition(scores, len(scores) - k)[len(scores) - k]
+        wanted = ids[kept].tolist()
         paths = self._catalog.paths(wanted)
-        # Summed in float64, so that equal vectors score the same wherever they lie.
-        products = self._catalog.vectors(wanted).astype(np.float64) * query.astype(np.float64)
-        scores = products.sum(axis=1).astype(np.float32)
-        if not np.allclose(scores, approximate, rtol=0, atol=100 * SCORE_TOLERANCE):
-            raise LookupError("another score")
-        return sorted(zip((-scores).tolist(), (paths[row] for row in wanted), wanted, strict=True))[:k]
+        return sorted(zip((-scores[kept]).tolist(), (paths[row] for row in wanted), wanted, strict=True))[:k]
 
-    def _cache(self) -> VectorCache:
-        from vitembed.collection.ann import CacheKey, VectorCache
 
-        catalog = self._catalog
-        key = CacheKey(
-            collection_id=catalog.collection_id,
-            fingerprint=catalog.fingerprint,
-            dim=catalog.dim,
-            vector_type=catalog.vector_type,
-        )
-        return VectorCache(self._directory, key)
+def _top(scores: np.ndarray, k: int) -> np.ndarray:
+    """Which are among the ``k`` largest, up to rounding: all that may tie with the last, bool."""
+    if len(scores) <= k:
+        return np.ones(len(scores), bool)
+    largest: np.ndarray = scores >= np.partition(scores, len(scores) - k)[len(scores) - k] - SCORE_TOLERANCE
+    return largest
 
-    def _load(self) -> Scan | None:
-        try:
-            return self._cache().load()
-        except FileNotFoundError:
-            return None
-        except (DataError, OSError) as error:
-            log.warning("the vector cache is unusable (%s): made anew", error)
-            return None
 
-    def _write(self, scan: Scan) -> None:
-        # Under a lock of its own: a reader that mends the cache must not turn an update away. Where it is held, or the
-        # medium cannot be written, the scan serves this process alone.
-        try:
-            with exclusive(self._directory / CACHE_LOCK_FILE, CollectionError):
-                self._cache().write(scan, self._catalog.generation())
-        except (OSError, CollectionError) as error:
-            log.info("vector cache not written: %s", error)
+_NOTHING = np.zeros(0, np.int64)
 
 
 def _numbered(found: list[_Found]) -> list[Hit]:
     return [Hit(rank, path, -score) for rank, (score, path, _) in enumerate(found, start=1)]
 
 
-def _is_in(values: np.ndarray, rising: np.ndarray) -> np.ndarray:
-    """Which of the values are among the sorted ones."""
-    if not len(rising):
-        return np.zeros(len(values), bool)
-    found: np.ndarray = rising[np.searchsorted(rising, values).clip(max=len(rising) - 1)] == values
-    return found
-
-
-def _num_stale(held: np.ndarray, alive: np.ndarray) -> int:
-    common = len(np.intersect1d(held, alive, assume_unique=True))
-    return len(held) + len(alive) - 2 * common
-
-
-def _nothing(num_queries: int) -> tuple[np.ndarray, np.ndarray]:
+def _no_results(num_queries: int) -> tuple[np.ndarray, np.ndarray]:
     return np.zeros((num_queries, 0), np.float32), np.zeros((num_queries, 0), np.int64)

@@ -13,7 +13,7 @@ import numpy as np
 from vitembed.collection.collection import Collection
 from vitembed.collection.finding.background import Background
 from vitembed.collection.finding.crop import Crop
-from vitembed.collection.nearest import Hit
+from vitembed.collection.hits import Hit, Hits
 from vitembed.collection.query import Query, QueryEncoder, query_vector
 
 UNIQUE_THRESHOLD = 0.98
@@ -31,7 +31,7 @@ class SearchResult:
     exclude: list[str]
     hits: list[Hit]
     exact: bool
-    """Whether every vector was compared. Always, so far."""
+    """Whether every vector was compared."""
     seconds: float
     """From query to hits, with loading and running the encoder where that was needed."""
     background: Background | None = None
@@ -39,6 +39,8 @@ class SearchResult:
     crop: Crop | None = None
     notes: list[str] = field(default_factory=list)
     """What to know about the answer: what a filter could not judge, what a threshold hides."""
+    recall: float | None = None
+    """Where not exact: the share of the true nearest that the index was measured to find."""
 
     def percentile(self, hit: Hit) -> float | None:
         """Per cent of the pairs of different images in the collection that are less alike than query and hit."""
@@ -48,8 +50,9 @@ class SearchResult:
         """JSON-safe: ``{"query": [...], "exact": true, "results": [{"rank": 1, "path": "...", "score": 0.93}, ...]}``.
 
         Each result also has its ``percentile`` where the collection holds two images or more. With ``exclude`` there
-        is ``"not": [...]`` as well, with a crop ``"crop": "X,Y,W,H"``, and a result that hides near-duplicates has
-        ``"num_alike"``. Paths that are not UTF-8 hold lone surrogates, which ``json.dumps`` escapes by default.
+        is ``"not": [...]`` as well, with a crop ``"crop": "X,Y,W,H"``, where ``exact`` is false ``"recall"``, and a
+        result that hides near-duplicates has ``"num_alike"``. Paths that are not UTF-8 hold lone surrogates, which
+        ``json.dumps`` escapes by default.
         """
         excluded = {"not": self.exclude} if self.exclude else {}
         cropped = {"crop": self.crop.text} if self.crop else {}
@@ -58,6 +61,7 @@ class SearchResult:
             **excluded,
             **cropped,
             "exact": self.exact,
+            **({} if self.recall is None else {"recall": round(self.recall, 4)}),
             "results": [self._hit(hit) for hit in self.hits],
         }
 
@@ -82,9 +86,15 @@ class SearchResult:
             part = self.crop.load(self.queries[0], DecodeOptions())
             queries.append(SheetImage(part, [f"its part {self.crop.text}"]))
         excluded = [SheetImage(name, ["not like this", name], "bad") for name in self.exclude]
-        exact = "every vector compared" if self.exact else "approximate"
-        note = f"{len(self.hits)} nearest images by cosine, {exact}, in {self.seconds:.3f} s"
+        note = f"{len(self.hits)} nearest images by cosine, {self.how}, in {self.seconds:.3f} s"
         write_sheet(path, "Similar images", [SheetRow([*queries, *excluded], hits)], "; ".join([note, *self.notes]))
+
+    @property
+    def how(self) -> str:
+        """Whether it is exact, in words."""
+        if self.recall is None:
+            return "every vector compared"
+        return f"approximate (the index finds {100 * self.recall:.1f} % of the nearest)"
 
     def _headline(self, hit: Hit) -> str:
         percentile = self.percentile(hit)
@@ -105,6 +115,7 @@ def search(
     where: str | None = None,
     min_score: float | None = None,
     unique: float | None = None,
+    exact: bool = False,
 ) -> SearchResult:
     """Find the images that look like the queries. Query images themselves are left out of the result.
 
@@ -120,6 +131,7 @@ def search(
         where: Which images to look at.
         min_score: The least cosine of a result.
         unique: Hide images whose cosine with a better result is at least this.
+        exact: Compare every vector, even where there is an index.
 
     Raises:
         VitembedError: As ``query_vector`` and ``Collection.search``.
@@ -134,11 +146,12 @@ def search(
         where=where,
         min_score=min_score,
         unique=unique,
+        exact=exact,
     )
     ground = collection.background()
     seconds = time.perf_counter() - start
     notes = _notes(collection, ground, hits, where, unique)
-    return SearchResult(named(queries), named(exclude), hits, True, seconds, ground, part, notes)
+    return SearchResult(named(queries), named(exclude), hits, hits.exact, seconds, ground, part, notes, hits.recall)
 
 
 def named(queries: Sequence[Query]) -> list[str]:
@@ -164,9 +177,11 @@ def common_threshold(ground: Background, threshold: float) -> str | None:
 
 
 def _notes(
-    collection: Collection, ground: Background, hits: Sequence[Hit], where: str | None, unique: float | None
+    collection: Collection, ground: Background, hits: Hits, where: str | None, unique: float | None
 ) -> list[str]:
     notes = []
+    if not hits.exact and where is not None:
+        notes.append("approximate, and its recall was measured without a filter: --exact compares every vector")
     if where is not None and (unknown := collection.num_unknown(where)):
         notes.append(f"{unknown:,} images could not be judged by the filter, as what it asks for is not known of them")
     if unique is not None:

@@ -248,6 +248,43 @@ def embed_plan(
     return bad, time.perf_counter() - start, model_share
 
 
+def report_plan(
+    plan: Plan,
+    bad: Sequence[BadImage],
+    more_bad: Sequence[BadImage],
+    seconds: float,
+    embed_seconds: float,
+    model_share: float,
+) -> UpdateReport:
+    """What became of a plan.
+
+    Args:
+        plan: That was carried out.
+        bad: Images that were found bad when the plan was made.
+        more_bad: Those that turned out bad when they were embedded.
+        seconds: Of all.
+        embed_seconds: Of embedding; 0: there was nothing to embed.
+        model_share: Of these, in which the model worked.
+    """
+    failed = {error.path for error in more_bad}
+    num_embedded = len(plan.embed) - len(more_bad)
+    good = [work for work in plan.embed if work.entry.path not in failed] + [work for _, work in plan.copied]
+    num_changed = sum(work.known for work in good)
+    return UpdateReport(
+        added=len(good) - num_changed,
+        changed=num_changed,
+        deleted=len(plan.deleted),
+        unchanged=plan.num_unchanged,
+        moved=len(plan.moved),
+        bad=sorted([*plan.known_bad, *bad, *more_bad], key=lambda error: os.fsencode(error.path)),
+        num_other=plan.num_other,
+        num_embedded=num_embedded,
+        seconds=seconds,
+        images_per_second=num_embedded / embed_seconds if embed_seconds else 0.0,
+        limit="model" if model_share >= 0.5 else "decode",
+    )
+
+
 def _image_sizes(batch: EmbeddedImages) -> list[tuple[int, int] | None]:
     """Width and height of each image; None where the encoder does not tell."""
     sizes = getattr(batch, "image_sizes", None)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vitembed.config.architecture import PRESETS, ModelConfig, ViTConfig, preset
+from vitembed.config.finetuning import FinetuneConfig
 from vitembed.config.learning import AUGMENT_PRESETS, SPREADS, AugmentConfig, ObjectiveConfig
 from vitembed.config.running import AdaptConfig, DataConfig, MonitorConfig, OptimConfig, TrainerConfig
 from vitembed.errors import ConfigError
@@ -18,6 +19,7 @@ __all__ = [
     "AdaptConfig",
     "AugmentConfig",
     "DataConfig",
+    "FinetuneConfig",
     "ModelConfig",
     "MonitorConfig",
     "ObjectiveConfig",

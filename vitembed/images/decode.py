@@ -11,7 +11,7 @@ import io
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -22,6 +22,7 @@ from PIL.Image import Image as PILImage
 from PIL.Image import Transpose
 
 from vitembed.errors import BadImage
+from vitembed.images.decode_scans import MAX_BYTES, fewer_scans
 from vitembed.images.extras import develop, open_heif, open_raw, raw_size, require_extra
 from vitembed.images.formats import explain_os_error, open_regular, sniff_file
 from vitembed.images.memory import memory_bytes
@@ -51,6 +52,8 @@ class DecodeOptions:
     """RGB, 0..255, that shows through transparent pixels."""
     draft: bool = True
     """Let JPEG decode at 1/2, 1/4 or 1/8 and RAW at 1/2 while the shorter side stays at least twice what is needed."""
+    fewer_scans: bool = True
+    """Let progressive JPEG that is decoded at 1/4 go without the last bit of its brightness (``decode_scans.py``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +93,16 @@ def decode_image(ref: ImageRef, options: DecodeOptions = DecodeOptions(), *, tar
         try:
             if format_name == "RAW":
                 return _decode_raw(file, ref, options, target_px)
-            with _whole_images_only(), _open(file, format_name, ref.path) as image:
+            with _whole_images_only(), ExitStack() as stack:
+                image = stack.enter_context(_open(file, format_name, ref.path))
                 if ref.frame:
                     _seek(image, ref)
                 full_size = image.size
                 if options.draft and target_px is not None:
                     # Pillow takes the strongest of 1/8, 1/4, 1/2 that keeps both sides at least this long.
                     image.draft(None, (2 * target_px, 2 * target_px))
+                    if image.size != full_size and image.format == "JPEG" and image.info.get("progressive"):
+                        image = stack.enter_context(_quicker(image, full_size, file, options))
                 _check_size(image, full_size, ref.path)
                 scaled = image.size != full_size
                 image.load()
@@ -139,7 +145,7 @@ def pixel_limit() -> int:
     return max(FLOOR_PIXELS, memory_bytes() // 4 // per_pixel)
 
 
-def _open(file: BinaryIO, format_name: str, path: str) -> ImageFile.ImageFile:
+def _open(file: BinaryIO | io.BytesIO, format_name: str, path: str) -> ImageFile.ImageFile:
     # Not Image.open: that one warns or raises by the program's MAX_IMAGE_PIXELS, and warnings cannot be silenced
     # thread-safely; and it would try every other plugin on a damaged file. No file name is handed on, as Pillow would
     # map the file into memory and a file truncated meanwhile would kill the process.
@@ -157,6 +163,24 @@ def _open(file: BinaryIO, format_name: str, path: str) -> ImageFile.ImageFile:
     opened = factory(file, "")
     assert isinstance(opened, ImageFile.ImageFile)
     return opened
+
+
+def _quicker(
+    image: ImageFile.ImageFile, full_size: tuple[int, int], file: BinaryIO, options: DecodeOptions
+) -> ImageFile.ImageFile:
+    """A drafted progressive JPEG without the scans that it can do without; the image itself if there are none."""
+    scale = round(max(full_size) / max(image.size))
+    if scale < 8 and not options.fewer_scans:
+        return image
+    file.seek(0)
+    data = file.read(MAX_BYTES + 1)
+    shorter = fewer_scans(data, scale) if len(data) <= MAX_BYTES else None
+    if shorter is None:
+        file.seek(0)
+        return image
+    quicker = _open(io.BytesIO(shorter), "JPEG", "")
+    quicker.draft(None, image.size)
+    return quicker
 
 
 def _decode_raw(file: BinaryIO, ref: ImageRef, options: DecodeOptions, target_px: int | None) -> Decoded:

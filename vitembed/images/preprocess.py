@@ -40,7 +40,7 @@ _RESAMPLING = {
     "hamming": Resampling.HAMMING,
 }
 # Fields that came later: left out of fingerprints and allowed to be absent while they have this value.
-_LATER = {"crop_offset": "round"}
+_LATER = {"crop_offset": "round", "fewer_scans": False}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +69,8 @@ class Preprocess:
     """Channels that the ViT takes; pixels are always RGB here."""
     crop_offset: CropOffset = "round"
     """Where an odd margin goes: ``round`` as torchvision and timm (halves to even), ``floor`` as transformers."""
+    fewer_scans: bool = True
+    """Progressive JPEGs that decode at 1/4 go without the last bit of their brightness."""
 
     def __post_init__(self) -> None:
         """Refuse values that no image could be preprocessed with."""
@@ -90,7 +92,7 @@ class Preprocess:
     @property
     def decode_options(self) -> DecodeOptions:
         """How files are decoded for this preprocessing."""
-        return DecodeOptions(background=self.background, draft=self.draft)
+        return DecodeOptions(background=self.background, draft=self.draft, fewer_scans=self.fewer_scans)
 
     def load(self, ref: ImageRef) -> UInt8[np.ndarray, "{self.img_size} {self.img_size} 3"]:
         """Pixels of an image file, upright, RGB, resized and cropped.

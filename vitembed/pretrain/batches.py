@@ -37,6 +37,7 @@ class BatchStream:
         rank: This process among ``world_size``.
         world_size: Processes that share the images.
         first_step: Called at the start of iteration; tells which step comes next.
+        subset: Rows of the cache that are trained on, [m]; none: all.
         pin_memory: Put batches where a CUDA GPU fetches them by itself, so that no step waits for the copy.
     """
 
@@ -50,15 +51,18 @@ class BatchStream:
         world_size: int = 1,
         first_step: Callable[[], int] = lambda: 0,
         pin_memory: bool = False,
+        subset: npt.NDArray[np.int64] | None = None,
     ) -> None:
         self.cache = cache
-        self.batch_size = min(batch_size, len(cache.refs) // world_size)
+        self.subset = subset
+        self.num_images = len(cache.refs) if subset is None else len(subset)
+        self.batch_size = min(batch_size, self.num_images // world_size)
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
         self.first_step = first_step
         self.pin_memory = pin_memory
-        self.steps_per_epoch = len(cache.refs) // (self.batch_size * world_size)
+        self.steps_per_epoch = self.num_images // (self.batch_size * world_size)
         # One tuple, so that a thread sees the old pair or the new one.
         self._last_order: tuple[int, npt.NDArray[np.int64]] = (-1, np.empty(0, np.int64))
 
@@ -72,7 +76,9 @@ class BatchStream:
         """All rows in the order of an epoch, kept until another is asked for: a step is not to cost an epoch's work."""
         known, order = self._last_order
         if known != epoch:
-            order = np.random.default_rng([self.seed, epoch]).permutation(len(self.cache.refs))
+            order = np.random.default_rng([self.seed, epoch]).permutation(self.num_images)
+            if self.subset is not None:
+                order = self.subset[order]
             self._last_order = (epoch, order)
         return order
 

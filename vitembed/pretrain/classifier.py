@@ -75,6 +75,15 @@ class ViTClassifier(pl.LightningModule):
         model.vit.load_state_dict(encoder.vit.state_dict())
         return model
 
+    @classmethod
+    def of(cls, vit: VisionTransformer, head: ClassHead) -> ViTClassifier:
+        """The two put together, as they are; no weight is copied."""
+        last = head.layers[-1] if isinstance(head.layers, nn.Sequential) else head.layers
+        assert isinstance(last, nn.Linear)
+        model = cls(vit.config, last.out_features)
+        model.vit, model.head = vit, head
+        return model
+
     def forward(self, pixels: Float[Tensor, "b c h w"]) -> Float[Tensor, "b classes"]:
         """Unnormalised class scores (logits)."""
         logits: Tensor = self.head(self.vit(pixels).cls)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,8 @@ from vitembed._torchvision import import_torchvision
 import_torchvision()  # Lightning imports it by way of torchmetrics
 
 import pytorch_lightning as pl  # noqa: E402 - after the line above on purpose
-import torch  # noqa: E402
-from lightning_fabric.utilities.exceptions import MisconfigurationException  # noqa: E402
 
-from vitembed.config import PretrainConfig, TrainerConfig  # noqa: E402
+from vitembed.config import PretrainConfig  # noqa: E402
 from vitembed.errors import ConfigError  # noqa: E402
 from vitembed.images.cache import ImageCache  # noqa: E402
 from vitembed.images.preprocess import Preprocess  # noqa: E402
@@ -30,13 +27,19 @@ from vitembed.pretrain.keep.nonfinite import Guard  # noqa: E402
 from vitembed.pretrain.keep.saving import Saver, SaveState  # noqa: E402
 from vitembed.pretrain.many.agree import Agreement, SharedClock  # noqa: E402
 from vitembed.pretrain.many.processes import Share  # noqa: E402
-from vitembed.pretrain.many.strategies import cluster_of, strategy_of  # noqa: E402
 from vitembed.pretrain.memory import memory_explained  # noqa: E402
 from vitembed.pretrain.module import PretrainModule  # noqa: E402
 from vitembed.pretrain.onward.adapt import Adaptation, Adapting  # noqa: E402
 from vitembed.pretrain.onward.frozen import Decision, FrozenGuard, conclude, parentage  # noqa: E402
 from vitembed.pretrain.schedule import Clock, total_steps  # noqa: E402
 from vitembed.pretrain.speed import matmul_precision, prepare_speed  # noqa: E402
+from vitembed.pretrain.trainer import (  # noqa: E402
+    closing_seconds,
+    make_trainer,
+    module_device,
+    quiet_lightning,
+    restore_finished,
+)
 from vitembed.pretrain.watch.alarms import Alarms  # noqa: E402
 from vitembed.pretrain.watch.facts import RunFacts  # noqa: E402
 from vitembed.pretrain.watch.metrics_file import last_metrics, numbers  # noqa: E402
@@ -93,11 +96,11 @@ def fit(
         TrainingError: If the loss becomes non-finite, or the state cannot be written.
         KeyboardInterrupt: If interrupted twice; the state last saved is on disk.
     """
-    _quiet_lightning()
+    quiet_lightning()
     pl.seed_everything(config.seed, verbose=False)
     clock = (SharedClock if share.world_size > 1 else Clock)(max_steps=None, budget_seconds=None)
     files = SafeCheckpointIO()
-    trainer = _trainer(config, share, run_dir=run_dir, files=files)
+    trainer = make_trainer(config, share, run_dir=run_dir, files=files)
     every_minutes = config.trainer.save_every_minutes
     agreement = Agreement(clock, every_seconds=every_minutes * 60)
     saver = Saver(run_dir, every_minutes=every_minutes, files=files, agreement=agreement)
@@ -156,13 +159,13 @@ def fit(
     elif config.time_budget_seconds is not None:
         saver.planned_at = time.monotonic()
         spent = saver.planned_at - started
-        clock.budget_seconds = config.time_budget_seconds - spent - _closing_seconds(config.time_budget_seconds)
+        clock.budget_seconds = config.time_budget_seconds - spent - closing_seconds(config.time_budget_seconds)
         if clock.budget_seconds <= 0:
             raise ConfigError(
                 f"a time budget of {config.time_budget_seconds:.0f} s is too short: "
                 f"finding and decoding the images and starting up took {spent:.0f} s already"
             )
-    if share.plan is None and checkpoint and (num_steps := _restore_finished(module, monitors, checkpoint)):
+    if share.plan is None and checkpoint and (num_steps := restore_finished(module, [monitors], checkpoint)):
         log.info("training had ended already: the model is exported")
         report.finish(trainer)
         vit, decision = conclude(module, monitors.best, completed=True)
@@ -204,73 +207,3 @@ def fit(
         monitor=seen,
         standing=standing,
     )
-
-
-def _restore_finished(module: PretrainModule, monitors: Monitors, path: Path) -> int | None:
-    """If the checkpoint is that of the last step (the process died before the export), load its weights; its step."""
-    checkpoint = read_checkpoint(path)
-    module.on_load_checkpoint(checkpoint)
-    if module.clock.progress(checkpoint["global_step"]) < 1.0:
-        return None
-    module.load_state_dict(checkpoint["state_dict"])
-    if looks := checkpoint["callbacks"].get(monitors.state_key):
-        monitors.load_state_dict(looks)
-    return int(checkpoint["global_step"])
-
-
-def module_device(trainer: pl.Trainer) -> str:
-    """The device in words."""
-    name = trainer.strategy.root_device.type
-    return torch.cuda.get_device_name() if name == "cuda" else f"{name} ({torch.get_num_threads()} threads)"
-
-
-def _closing_seconds(budget: float) -> float:
-    """Part of a time budget that is kept for the last pictures, the last save and the export."""
-    return min(1.0 + 0.01 * budget, 20.0)
-
-
-def _trainer(config: PretrainConfig, share: Share, *, run_dir: Path, files: SafeCheckpointIO) -> pl.Trainer:
-    settings = config.trainer
-    strategy = strategy_of(settings, share.world_size)
-    try:
-        return pl.Trainer(
-            accelerator=settings.accelerator,
-            devices=share.devices,
-            num_nodes=share.num_nodes,
-            strategy=strategy,
-            plugins=[cluster_of(share.launcher), files],
-            precision=precision(settings),  # type: ignore[arg-type]  # checked by Lightning, as below
-            max_steps=-1,
-            max_epochs=-1,
-            # With FSDP Lightning refuses what ``nonfinite.py`` does anyway.
-            gradient_clip_val=None if settings.strategy == "fsdp" else config.optim.grad_clip,
-            default_root_dir=run_dir,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-    except (ValueError, RuntimeError, MisconfigurationException) as error:
-        raise ConfigError(f"trainer: {str(error).splitlines()[0]}") from error
-
-
-def precision(config: TrainerConfig) -> str:
-    """The precision asked for; auto is bf16 where the GPU has it, fp16 on older ones, fp32 elsewhere.
-
-    Not bf16 on CPUs: measured at half the speed of fp32 for the small sizes that one trains there.
-    """
-    if config.precision != "auto":
-        return config.precision
-    if config.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        return "bf16-mixed" if torch.cuda.get_device_capability()[0] >= 8 else "16-mixed"
-    return "32-true"
-
-
-def _quiet_lightning() -> None:
-    """Keep hints about things that we chose on purpose off the user's screen; warnings of other libraries stay."""
-    for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric", "lightning_fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*isinstance.*LeafSpec.*")
-    warnings.filterwarnings("ignore", message=".*GPU available but not used.*")
-    warnings.filterwarnings("ignore", message=".*`IterableDataset` has `__len__` defined.*")

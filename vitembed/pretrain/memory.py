@@ -121,6 +121,23 @@ def memory_explained(config: PretrainConfig) -> Iterator[None]:
     Raises:
         TrainingError: In place of the error of the device.
     """
+    model = f"vit {config.model.size}, {config.model.img_size} px, {config.objective.num_views} views"
+    with exhaustion_explained(config.optim.batch_size, model, "a smaller model.size or model.img_size"):
+        yield
+
+
+@contextlib.contextmanager
+def exhaustion_explained(batch_size: int, model: str, other_way: str) -> Iterator[None]:
+    """The same for any run.
+
+    Args:
+        batch_size: Images per step.
+        model: What runs, in words.
+        other_way: What takes less besides a smaller batch, in words.
+
+    Raises:
+        TrainingError: In place of the error of the device.
+    """
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -129,10 +146,8 @@ def memory_explained(config: PretrainConfig) -> Iterator[None]:
             word in told for word in _EXHAUSTED
         ):
             raise
-        size = config.optim.batch_size
-        smaller = max(1, size // 2)
+        smaller = max(1, batch_size // 2)
         raise TrainingError(
-            f"the device ran out of memory at {size} images per step (vit {config.model.size}, {config.model.img_size} "
-            f"px, {config.objective.num_views} views): set optim.batch_size={smaller} or less, or a smaller model.size "
-            "or model.img_size; add --fresh if the run had been saved"
+            f"the device ran out of memory at {batch_size} images per step ({model}): set optim.batch_size={smaller} "
+            f"or less, or {other_way}; add --fresh if the run had been saved"
         ) from error

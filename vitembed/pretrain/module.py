@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
@@ -14,18 +13,17 @@ from vitembed.images.augment import random_views
 from vitembed.images.preprocess import Preprocess
 from vitembed.model.vit import VisionTransformer
 from vitembed.pretrain.batches import ImageBatch
-from vitembed.pretrain.keep.nonfinite import Guard
-from vitembed.pretrain.objective import MaskedViews, ObjectiveOutput
+from vitembed.pretrain.objective import MaskedViews
 from vitembed.pretrain.onward.lora import merge_lora
-from vitembed.pretrain.schedule import Clock, lr_factor, scaled_lr, scaled_weight_decay
-from vitembed.pretrain.seeding import seed_step
+from vitembed.pretrain.schedule import Clock, scaled_weight_decay
 from vitembed.pretrain.teacher import Ema, average_momentum, teacher_momentum
+from vitembed.pretrain.training_module import TrainingModule
 
 if TYPE_CHECKING:
     from vitembed.pretrain.onward.adapt import Adaptation
 
 
-class PretrainModule(pl.LightningModule):
+class PretrainModule(TrainingModule):
     """One training step of ``vitembed pretrain``.
 
     Args:
@@ -36,6 +34,7 @@ class PretrainModule(pl.LightningModule):
         adaptation: The model that the run goes on from, if it does.
     """
 
+    config: PretrainConfig
     mean: Tensor
     std: Tensor
 
@@ -48,17 +47,11 @@ class PretrainModule(pl.LightningModule):
         clock: Clock,
         adaptation: Adaptation | None = None,
     ) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config, effective_batch_size=effective_batch_size, clock=clock)
         self.vit = vit
         self.objective = MaskedViews(vit, config.objective)
         self.average = Ema(vit) if config.optim.export_ema > 0 else None
-        self.effective_batch_size = effective_batch_size
-        self.peak_lr = scaled_lr(config.optim, effective_batch_size)
-        self.clock = clock
         self.adaptation = adaptation
-        self.last_output: ObjectiveOutput | None = None
-        self.guard = Guard()
         # What the encoder's preprocessing will apply again when it embeds.
         preprocess = adaptation.preprocess if adaptation else Preprocess(img_size=config.model.img_size)
         self.register_buffer("mean", torch.tensor(preprocess.mean).reshape(1, -1, 1, 1), persistent=False)
@@ -97,8 +90,7 @@ class PretrainModule(pl.LightningModule):
 
     def training_step(self, batch: ImageBatch, batch_idx: int) -> Tensor:
         """Loss of a batch; all randomness follows from the seed, the step and the rank."""
-        seed = hash((self.config.seed, self.global_step, self.global_rank)) % 2**63
-        generator = seed_step(seed, self.device)  # stochastic depth draws from the global generator
+        generator = self.step_generator()
         side = self.config.model.img_size
         if self.shared_progress(self.global_step) < self.config.optim.low_res_share:
             side = self.config.low_res_img_size
@@ -120,53 +112,17 @@ class PretrainModule(pl.LightningModule):
             momentum = average_momentum(self.config.optim.export_ema, step, effective_batch_size=size)
             self.average.update(self.vit, momentum)
 
-    def on_train_batch_start(self, batch: ImageBatch, batch_idx: int) -> None:
-        """Set the learning rate of the coming step."""
-        # The first step must move too: progress is that after the step.
-        factor = lr_factor(
-            self.shared_progress(self.global_step + 1),
-            warmup_share=self.config.optim.warmup_share,
-            min_ratio=self.config.optim.min_lr_ratio,
-        )
-        optimizer = self.optimizers(use_pl_optimizer=False)
-        assert isinstance(optimizer, torch.optim.Optimizer)
-        for group in optimizer.param_groups:
-            group["lr"] = self.peak_lr * factor * group.get("lr_scale", 1.0)
-
-    def shared_progress(self, step: int) -> float:
-        """Progress of the run, the same on every process even where it follows a clock (``agree.py``)."""
-        return self.clock.progress(step)
-
-    def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
-        """Clip the gradient; one that is no number never reaches the weights."""
-        self.guard.clip(self, optimizer)
-
-    def check_finite(self) -> None:
-        """Stop a run whose loss is no number any more.
-
-        Raises:
-            TrainingError: With the step and the terms.
-        """
-        self.guard.check(self)
+    def replay_facts(self) -> dict[str, Any]:
+        """How far the patch loss had risen."""
+        return {"patch_scale": float(self.objective.patch_scale)}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW; weight decay on the matrices alone."""
         optim = self.config.optim
-        fused = self.device.type in ("cpu", "cuda") and self.trainer.precision != "16-mixed"
         groups = parameter_groups(self.objective, scaled_weight_decay(optim, self.effective_batch_size))
         if self.adaptation is not None:
             groups = self.adaptation.split_groups(groups, self.vit)
-        return torch.optim.AdamW(groups, lr=self.peak_lr, betas=optim.betas, fused=fused)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the time already spent."""
-        checkpoint["elapsed_seconds"] = self.clock.elapsed()
-        checkpoint["ended"] = self.clock.ended
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on counting from there."""
-        self.clock.spent_before = float(checkpoint["elapsed_seconds"])
-        self.clock.ended = bool(checkpoint.get("ended", False))
+        return self.adamw(groups)
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 from vitembed.config import PretrainConfig, to_dict
 from vitembed.errors import BadImage, ConfigError, DataError
 from vitembed.images.cache import ImageCache
-from vitembed.images.cache_place import choose_place, open_cache
 from vitembed.images.preprocess import Preprocess
 from vitembed.images.source import ImageListing, ImageRef, find_images
 from vitembed.lock import exclusive
+from vitembed.pretrain.decoding import decode_once
 from vitembed.pretrain.keep.files import BEST_DIR, LOCK_FILE, REPORT_FILE, RUN_FILE
 from vitembed.pretrain.keep.run_folder import (
     batch_of_interrupted,
@@ -33,7 +33,6 @@ from vitembed.pretrain.many.follow import train_by_plan
 from vitembed.pretrain.many.processes import Follower, Process, Share, Team, current_process, num_processes, team_of
 from vitembed.pretrain.onward.parent import continued_config, read_parent, refuse_own_place, refuse_without_parent
 from vitembed.pretrain.watch.event_files import refuse_without_tensorboard
-from vitembed.pretrain.watch.status import DecodeBar
 from vitembed.recipes import load_config
 from vitembed.workspace import Workspace, find_workspace
 
@@ -351,10 +350,4 @@ def _resolve_config(
 def _decode(
     refs: Sequence[ImageRef], config: PretrainConfig, workspace: Workspace, progress: bool, *, alone: bool
 ) -> tuple[ImageCache, str]:
-    """Decode every image once; and where they are kept: ``ram``, ``disk`` (other processes find them) or ``off``."""
-    size, num_workers = config.cache_size, config.data.num_workers
-    place, words = choose_place(len(refs), size, workspace.cache_dir, asked=config.data.cache, alone=alone)
-    log.info("decoding %d images once, to %d px: %s", len(refs), size, words)
-    with DecodeBar(len(refs), show=progress) as bar:
-        cache = open_cache(place, refs, workspace.cache_dir, size=size, num_workers=num_workers, progress=bar.update)
-    return cache, place
+    return decode_once(refs, config.data, workspace, progress, size=config.cache_size, alone=alone)

@@ -10,23 +10,36 @@ import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
+from scipy.special import erf
 
 from vitembed.atomic import atomic_path
 from vitembed.errors import DataError, MismatchError, printable
 from vitembed.probe.evaluation.study import Study
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Version 2 is a probe with a hidden layer, kind ``mlp``; linear ones are written as version 1, as ever."""
+_KINDS = {1: "linear", 2: "mlp"}
+_ARRAYS = {"linear": ("coef", "intercept"), "mlp": ("coef", "intercept", "hidden_coef", "hidden_intercept")}
 _KEY = "vitembed_probe"
 _LARGEST_HEADER = 100_000_000  # bytes; the limit that safetensors itself sets
 
 
+class HiddenLayer(NamedTuple):
+    """The first layer of an MLP, with GELU behind it."""
+
+    coef: np.ndarray
+    """float64 ``[h, d]``."""
+    intercept: np.ndarray
+    """float64 ``[h]``."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SavedProbe:
-    """A linear classifier on the vectors of one encoder.
+    """A classifier on the vectors of one encoder: linear, or an MLP with one hidden layer.
 
     Raises:
         DataError: If weights, classes and threshold do not fit together.
@@ -35,7 +48,7 @@ class SavedProbe:
     classes: list[Any]
     """All text or all whole numbers; in the order of the probabilities."""
     coef: np.ndarray
-    """float64 ``[k, d]``; one row per class, or a single row for the second of two classes."""
+    """float64 ``[k, d]``, of an MLP ``[k, h]``; one row per class, or a single row for the second of two classes."""
     intercept: np.ndarray
     """float64 ``[k]``."""
     fingerprint: str
@@ -44,6 +57,8 @@ class SavedProbe:
     """Least probability of an answer that counts, in 0..1; None: none does. See ``evaluation.abstain``."""
     meta: dict[str, Any] = field(default_factory=dict)
     """JSON-safe: which model, and what the probe was measured to be worth."""
+    hidden: HiddenLayer | None = None
+    """What comes before in an MLP, as ``vitembed finetune`` trains it."""
 
     def __post_init__(self) -> None:
         num, rows = len(self.classes), 1 if len(self.classes) == 2 else len(self.classes)
@@ -58,17 +73,31 @@ class SavedProbe:
                 f"weights {list(coef.shape)} and intercept {list(intercept.shape)} do not fit {num} classes: "
                 f"expected [{rows}, d] and [{rows}]"
             )
-        if not (np.isfinite(coef).all() and np.isfinite(intercept).all()):
+        hidden = self.hidden and HiddenLayer(*(np.ascontiguousarray(part, dtype=np.float64) for part in self.hidden))
+        if hidden is not None:
+            width, shape = coef.shape[1], hidden.coef.shape
+            if len(shape) != 2 or shape[0] != width or shape[1] == 0 or hidden.intercept.shape != (width,):
+                raise DataError(
+                    f"hidden weights {list(shape)} and intercept {list(hidden.intercept.shape)} do not fit weights "
+                    f"{list(coef.shape)}: expected [{width}, d] and [{width}]"
+                )
+        if not all(np.isfinite(array).all() for array in (coef, intercept, *(hidden or ()))):
             raise DataError("the weights hold NaN or infinity")
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise DataError(f"threshold {self.threshold:g}: expected a number in 0..1, or none")
         object.__setattr__(self, "coef", coef)
         object.__setattr__(self, "intercept", intercept)
+        object.__setattr__(self, "hidden", hidden)
 
     @property
     def dim(self) -> int:
         """Width of the vectors it takes."""
-        return int(self.coef.shape[1])
+        return int((self.coef if self.hidden is None else self.hidden.coef).shape[1])
+
+    @property
+    def kind(self) -> str:
+        """``linear`` or ``mlp``."""
+        return "linear" if self.hidden is None else "mlp"
 
     def predict_proba(self, vectors: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n c"]:
         """Probability of each class, in the order of ``classes``.
@@ -79,7 +108,10 @@ class SavedProbe:
         if vectors.shape[1] != self.dim:
             raise DataError(f"the probe takes {self.dim}-d vectors, these have {vectors.shape[1]} numbers")
         with np.errstate(over="ignore", invalid="ignore"):
-            logits = vectors.astype(np.float64) @ self.coef.T + self.intercept
+            features = vectors.astype(np.float64)
+            if self.hidden is not None:
+                features = _gelu(features @ self.hidden.coef.T + self.hidden.intercept)
+            logits = features @ self.coef.T + self.intercept
         if not np.isfinite(logits).all():
             raise DataError("the probe's weights are too large for these vectors: the file is damaged or made up")
         if len(self.classes) == 2:  # one column of logits, for the second class
@@ -142,14 +174,17 @@ class SavedProbe:
         from safetensors.numpy import save
 
         header = {
-            "format_version": FORMAT_VERSION,
-            "kind": "linear",
+            "format_version": 1 if self.hidden is None else FORMAT_VERSION,
+            "kind": self.kind,
             "classes": self.classes,
             "fingerprint": self.fingerprint,
             "threshold": self.threshold,
             "meta": self.meta,
         }
-        data = save({"coef": self.coef, "intercept": self.intercept}, metadata={_KEY: json.dumps(header)})
+        arrays = {"coef": self.coef, "intercept": self.intercept}
+        if self.hidden is not None:
+            arrays |= {"hidden_coef": self.hidden.coef, "hidden_intercept": self.hidden.intercept}
+        data = save(arrays, metadata={_KEY: json.dumps(header)})
         try:
             with atomic_path(path) as temp:
                 temp.write_bytes(data)
@@ -192,23 +227,32 @@ def _read(path: Path) -> dict[str, Any]:
         header = json.loads(text)
         if not isinstance(header, dict):
             raise DataError("its header is no JSON object")
-        version = header.get("format_version")
-        if type(version) is not int or version > FORMAT_VERSION or header.get("kind") != "linear":
+        version, kind = header.get("format_version"), header.get("kind")
+        if type(version) is not int or _KINDS.get(version) != kind:
+            known = " and ".join(f"{number} of kind {name!r}" for number, name in _KINDS.items())
             raise DataError(
-                f"format {version!r} of kind {header.get('kind')!r} is not one that this vitembed reads "
-                f"({FORMAT_VERSION}, 'linear'): upgrade vitembed"
+                f"format {version!r} of kind {kind!r} is not one that this vitembed reads ({known}): upgrade vitembed"
             )
+        names = _ARRAYS[_KINDS[version]]
         found = {key: header.get(key) for key in ("classes", "fingerprint", "threshold", "meta")}
         for key, kinds in (
             ("classes", (list,)), ("fingerprint", (str,)), ("threshold", (int, float, type(None))), ("meta", (dict,)),
         ):  # fmt: skip
             if not isinstance(found[key], kinds) or isinstance(found[key], bool):
                 raise DataError(f"its {key} are not what a probe has")
-        if set(file.keys()) != {"coef", "intercept"}:
-            raise DataError(f"arrays {', '.join(sorted(file.keys())) or 'none'}: expected coef and intercept")
-        shapes = {key: file.get_slice(key) for key in ("coef", "intercept")}
+        if set(file.keys()) != set(names):
+            raise DataError(f"arrays {', '.join(sorted(file.keys())) or 'none'}: expected {' and '.join(names)}")
+        shapes = {key: file.get_slice(key) for key in names}
         if any(part.get_dtype() != "F64" for part in shapes.values()):
             raise DataError("its arrays are not float64")
         if found["threshold"] is not None:
             found["threshold"] = float(found["threshold"])
-        return {**found, "coef": file.get_tensor("coef"), "intercept": file.get_tensor("intercept")}
+        arrays = {key: file.get_tensor(key) for key in names}
+    hidden = HiddenLayer(arrays["hidden_coef"], arrays["hidden_intercept"]) if kind == "mlp" else None
+    return {**found, "coef": arrays["coef"], "intercept": arrays["intercept"], "hidden": hidden}
+
+
+def _gelu(x: np.ndarray) -> np.ndarray:
+    """Exact GELU, as ``torch.nn.GELU`` (Hendrycks & Gimpel 2016, arXiv:1606.08415)."""
+    y: np.ndarray = 0.5 * x * (1 + erf(x / np.sqrt(2)))
+    return y

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitembed.collection.ann import CACHE_FILE, CacheKey, _read
+from vitembed.collection.ann import CACHE_FILE, CacheKey
 from vitembed.errors import BadImage, DataError
 from vitembed.images.decode import DecodeOptions, decode
 from vitembed.images.source import ImageRef
@@ -76,7 +76,7 @@ def test_decode(tmp_path):
 @pytest.mark.parametrize("vector_type", ["float16", "float32"])
 def test_cache_reader_behind_the_checksum(vector_type, old_place, tmp_path, tools):
     """A forger can make the checksum right: then FAISS must refuse, or give an index of the one class and size."""
-    from vitembed.collection.ann import Scan
+    from vitembed.collection.ann.scan import Scan, read_scan
 
     key = CacheKey(collection_id="x", fingerprint="y", dim=48, vector_type=vector_type)
     rng = np.random.default_rng(5)
@@ -95,7 +95,7 @@ def test_cache_reader_behind_the_checksum(vector_type, old_place, tmp_path, tool
             path = tmp_path / f"{num_tried}.faiss"
             path.write_bytes(head + (data[120:] if numbers.random() < 0.8 else mutated(data[120:], numbers)))
             try:
-                index = _read(path, path.stat().st_size, 30, key)
+                index = read_scan(path, path.stat().st_size, 30, key)
                 index.search(vectors[:1], 5)
             except DataError:
                 pass

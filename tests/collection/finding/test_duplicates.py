@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from vitembed.collection.collection import Collection
-from vitembed.collection.finding import duplicates
+from vitembed.collection.finding import duplicates, duplicates_bound
 from vitembed.collection.finding.duplicates import find_duplicates
 from vitembed.embeddings import Embeddings
 from vitembed.errors import DataError
@@ -65,6 +65,65 @@ def test_groups_are_those_of_a_loop(make_vectors, monkeypatch, rows_at_once, thr
     assert sorted(seen) == seen
     assert [len(group.others) for group in found.groups] == sorted((len(g.others) for g in found.groups), reverse=True)
     assert all(other.score >= threshold for group in found.groups for other in group.others)
+
+
+def wide(kind: str) -> np.ndarray:
+    """Vectors wide enough for a bound to pay: clustered; of few directions; and with one direction in common."""
+    rng = np.random.default_rng(2)
+    centres = rng.standard_normal((60, 128))
+    if kind == "few directions":
+        centres *= np.arange(1, 129) ** -1.5
+    rows = centres[rng.integers(0, 60, 400)] + 0.2 * rng.standard_normal((400, 128)) * np.abs(centres).mean()
+    return rows + (10.0 if kind == "alike" else 0.0)
+
+
+@pytest.mark.parametrize("kind", ["clustered", "few directions", "alike"])
+@pytest.mark.parametrize("threshold", [0.5, 0.95, 0.99])
+def test_groups_of_wide_vectors_are_those_of_a_loop(make_vectors, monkeypatch, kind, threshold):
+    monkeypatch.setattr(duplicates, "ROWS_AT_ONCE", 64)
+    with make_vectors(wide(kind)) as collection:
+        stored = collection.embeddings()
+        right = by_hand(stored.vectors, stored.ids, threshold)
+        found = find_duplicates(collection, threshold=threshold)
+    assert {other.image.path: group.keep.path for group in found.groups for other in group.others} == right
+    vectors = dict(zip(stored.ids, stored.vectors / np.linalg.norm(stored.vectors, axis=1, keepdims=True), strict=True))
+    for group in found.groups:
+        for other in group.others:
+            assert abs(other.score - vectors[group.keep.path] @ vectors[other.image.path]) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["clustered", "few directions", "alike", "within the axes"])
+def test_the_bound_holds(kind):
+    rows = wide(kind).astype(np.float32)
+    if kind == "within the axes":  # no rest at all, where rounding matters most
+        rows[:, duplicates_bound.NUM_AXES // 2 :] = 0
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    axes = duplicates_bound.principal_axes(rows)
+    short = duplicates_bound.shorten(rows, axes)
+    assert short.shape == (400, duplicates_bound.NUM_AXES + 1)
+    exact = rows.astype(np.float64) @ rows.T.astype(np.float64)
+    assert (short @ short.T - exact).min() > -1e-6
+
+
+def test_the_bound_leaves_few_pairs_and_the_same_nearest(monkeypatch):
+    rng = np.random.default_rng(3)
+    centres = rng.standard_normal((50, 256)).astype(np.float32)
+    rows = centres[rng.integers(0, 50, 600)] + 0.05 * rng.standard_normal((600, 256)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    block, others = rows[:300], np.concatenate([centres[:20], rng.standard_normal((300, 256))]).astype(np.float32)
+    others /= np.linalg.norm(others, axis=1, keepdims=True)
+    axes = duplicates_bound.principal_axes(rows)
+    computed = []
+    best = duplicates_bound._best
+    monkeypatch.setattr(duplicates_bound, "_best", lambda *a: computed.append(len(a[3])) or best(*a))
+    shorts = duplicates_bound.shorten(block, axes), duplicates_bound.shorten(others, axes)
+    quick = duplicates_bound.nearest_pairs(block, others, 0.9, *shorts)
+    plain = duplicates_bound.nearest_pairs(block, others, 0.9)
+    assert len(computed) == 1
+    assert 50 < computed[0] < 0.002 * 300 * 320
+    np.testing.assert_array_equal(quick.rows, plain.rows)
+    np.testing.assert_array_equal(quick.nearest, plain.nearest)
+    np.testing.assert_allclose(quick.cosines, plain.cosines, atol=1e-6)
 
 
 def test_likeness_is_not_passed_on(make_vectors):

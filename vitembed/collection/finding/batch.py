@@ -14,7 +14,7 @@ import numpy as np
 
 from vitembed.collection.collection import Collection
 from vitembed.collection.finding.background import Background
-from vitembed.collection.nearest import Hit
+from vitembed.collection.hits import Hit, Hits
 from vitembed.collection.query import QueryEncoder, resolve_queries
 from vitembed.collection.search import SearchResult
 from vitembed.embeddings import unit_rows
@@ -66,6 +66,7 @@ def search_batch(
     where: str | None = None,
     min_score: float | None = None,
     unique: float | None = None,
+    exact: bool = False,
 ) -> Iterator[SearchResult | Failed]:
     """Answer each query on its own, in order, a few hundred at a time; the encoder is asked for once at most.
 
@@ -88,10 +89,11 @@ def search_batch(
         resolved = [_resolved(collection, query, encoder) for query in chunk]
         good = [found for found in resolved if not isinstance(found, Failed)]
         if good and unique is None:
-            hits = _search_joint(collection, good, k, where)
+            hits = _search_joint(collection, good, k, where, exact)
         else:
             hits = [
-                collection.search(vector, k=k, exclude_paths=own, where=where, unique=unique) for vector, own in good
+                collection.search(vector, k=k, exclude_paths=own, where=where, unique=unique, exact=exact)
+                for vector, own in good
             ]
         seconds = (time.perf_counter() - start) / len(chunk)
         answers = iter(hits)
@@ -113,18 +115,19 @@ def _resolved(
 
 
 def _search_joint(
-    collection: Collection, queries: list[tuple[np.ndarray, list[str]]], k: int, where: str | None
-) -> list[list[Hit]]:
+    collection: Collection, queries: list[tuple[np.ndarray, list[str]]], k: int, where: str | None, exact: bool
+) -> list[Hits]:
     """All in one pass over the vectors; a query's own image is dropped afterwards, so a few more are fetched."""
     spare = max(len(own) for _, own in queries)
-    found = collection.search_many(np.stack([vector for vector, _ in queries]), k=k + spare, where=where)
+    found = collection.search_many(np.stack([vector for vector, _ in queries]), k=k + spare, where=where, exact=exact)
     results = []
     for hits, (_, own) in zip(found, queries, strict=True):
         others = [hit for hit in hits if hit.path not in own][:k]
-        results.append([Hit(rank, hit.path, hit.score) for rank, hit in enumerate(others, start=1)])
+        ranked = [Hit(rank, hit.path, hit.score) for rank, hit in enumerate(others, start=1)]
+        results.append(Hits(ranked, recall=hits.recall))
     return results
 
 
-def _result(query: str, hits: list[Hit], min_score: float | None, seconds: float, ground: Background) -> SearchResult:
-    kept = [hit for hit in hits if min_score is None or hit.score >= min_score]
-    return SearchResult([query], [], kept, True, seconds, ground)
+def _result(query: str, hits: Hits, min_score: float | None, seconds: float, ground: Background) -> SearchResult:
+    kept = hits.at_least(min_score)
+    return SearchResult([query], [], kept, kept.exact, seconds, ground, recall=kept.recall)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from vitembed.collection.collection import Collection
+from vitembed.collection.finding.duplicates_bound import SAMPLE_ROWS, nearest_pairs, principal_axes, shorten
 from vitembed.collection.finding.facts import ImageFacts
 from vitembed.collection.search import common_threshold
 from vitembed.errors import DataError
@@ -124,8 +125,9 @@ def find_duplicates(
 ) -> Duplicates:
     """Groups of images that are the same or nearly so, by the rule of this module.
 
-    Every pair of vectors is compared, block by block from a temporary file, so memory does not grow with the pairs
-    that are found. Images whose file has changed or gone since it was indexed are left out and counted in the notes.
+    Every pair of vectors is compared, by a bound where that decides, block by block from temporary files, so memory
+    does not grow with the pairs that are found. Images whose file has changed or gone since it was indexed are left out
+    and counted in the notes.
 
     Args:
         collection: Where to look.
@@ -176,22 +178,21 @@ def _near(
     keeper, scores = np.arange(num), np.ones(num, np.float32)
     best = np.full(num, -2.0, np.float32)  # with the kept images so far
     nearest = np.full(num, -1)
-    with tempfile.TemporaryFile() as file:
+    with tempfile.TemporaryFile() as file, tempfile.TemporaryFile() as short_file:
         vectors = _ordered_vectors(collection, order, file)
+        short = _shortened(vectors, short_file)
         for start in range(0, num, ROWS_AT_ONCE):
             block = np.asarray(vectors[start : start + ROWS_AT_ONCE])
             kept = _keep_in_block(block, start, threshold, best, nearest)
-            leaders, places = block[kept], kept + start
+            places = kept + start
             for later in range(start + len(block), num, ROWS_AT_ONCE):
-                cosines = np.asarray(vectors[later : later + ROWS_AT_ONCE]) @ leaders.T
-                if not cosines.size:
-                    continue
-                which = cosines.argmax(axis=1)
-                found = cosines[np.arange(len(which)), which]
-                part = slice(later, later + len(which))
-                better = found > best[part]
-                best[part][better] = found[better]
-                nearest[part][better] = places[which[better]]
+                part = slice(later, later + ROWS_AT_ONCE)
+                shorts = (None, None) if short is None else (np.asarray(short[part]), np.asarray(short[places]))
+                found = nearest_pairs(np.asarray(vectors[part]), block[kept], threshold, *shorts)
+                rows = found.rows + later
+                better = found.cosines > best[rows]
+                best[rows[better]] = found.cosines[better]
+                nearest[rows[better]] = places[found.nearest[better]]
             if progress is not None:
                 # Of the triangle of pairs, not of the rows: the first blocks have the most to be compared with.
                 done = start + len(block)
@@ -206,15 +207,31 @@ def _keep_in_block(
 ) -> np.ndarray:
     """Rows of the block that are kept, int64; ``best`` and ``nearest`` of its other rows are changed in place."""
     cosines = block @ block.T
-    kept = list[int]()
-    for row in range(len(block)):
-        if kept:
-            which = int(cosines[row, kept].argmax())
-            if cosines[row, kept[which]] > best[start + row]:
-                best[start + row], nearest[start + row] = cosines[row, kept[which]], start + kept[which]
-        if best[start + row] < threshold:
-            kept.append(row)
-    return np.array(kept, dtype=np.int64)
+    is_kept = best[start : start + len(block)] < threshold
+    rows, columns = np.nonzero(np.tril(cosines >= threshold, -1))
+    borders = np.flatnonzero(np.diff(rows, prepend=-1, append=len(block)))
+    for first, last in zip(borders[:-1].tolist(), borders[1:].tolist(), strict=True):
+        row, earlier = int(rows[first]), columns[first:last]
+        earlier = earlier[is_kept[earlier]]
+        if not len(earlier):
+            continue
+        closest = int(earlier[cosines[row, earlier].argmax()])
+        if cosines[row, closest] > best[start + row]:
+            best[start + row], nearest[start + row] = cosines[row, closest], start + closest
+        is_kept[row] = False
+    return np.flatnonzero(is_kept)
+
+
+def _shortened(vectors: np.ndarray, file: Any) -> np.ndarray | None:
+    """All of them by ``shorten``, in a file as the vectors are; None where that would not pay."""
+    axes = principal_axes(np.asarray(vectors[:: max(1, len(vectors) // SAMPLE_ROWS)]))
+    if axes is None:
+        return None
+    short = np.memmap(file, np.float32, "w+", shape=(len(vectors), axes.shape[1] + 1))
+    for start in range(0, len(vectors), ROWS_AT_ONCE):
+        part = slice(start, start + ROWS_AT_ONCE)
+        short[part] = shorten(np.asarray(vectors[part]), axes)
+    return short
 
 
 def _ordered_vectors(collection: Collection, order: Sequence[int], file: Any) -> np.ndarray:

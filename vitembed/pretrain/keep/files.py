@@ -22,6 +22,8 @@ BEST_DIR = "best"
 """A model folder: the best encoder of the run so far."""
 EVENTS_DIR = "tensorboard"
 """TensorBoard event files, where they were asked for."""
+FROZEN_FILE = "frozen.safetensors"
+"""Vectors of the unchanged encoder that a fine-tuning run compares with; made again if lost."""
 LEFTOVERS = (
     f"{CHECKPOINT_FILE}*",
     PREVIOUS_FILE,
@@ -32,6 +34,7 @@ LEFTOVERS = (
     EVENTS_DIR,
     BEST_DIR,
     REPORT_FILE,
+    FROZEN_FILE,
     ".tmp.*",
 )
 """What a new run removes of an old one in its folder."""

@@ -26,7 +26,7 @@ from vitembed.pretrain.keep.disk import spared
 from vitembed.pretrain.keep.files import NONFINITE_PREFIX
 
 if TYPE_CHECKING:
-    from vitembed.pretrain.module import PretrainModule
+    from vitembed.pretrain.training_module import TrainingModule
 
 log = logging.getLogger("vitembed")
 
@@ -58,7 +58,7 @@ class Guard:
         self.bad_step: Tensor | None = None
         """Steps done before the first bad one, int64 []; -1: none was bad."""
 
-    def clip(self, module: PretrainModule, optimizer: torch.optim.Optimizer) -> None:
+    def clip(self, module: TrainingModule, optimizer: torch.optim.Optimizer) -> None:
         """Clip the gradient to ``optim.grad_clip``; called before each optimiser step.
 
         Raises:
@@ -84,14 +84,14 @@ class Guard:
         if optimizer.defaults.get("fused"):
             optimizer.found_inf = (self.bad_step >= 0).float()  # type: ignore[attr-defined]  # read by fused AdamW
 
-    def _defers(self, module: PretrainModule) -> bool:
+    def _defers(self, module: TrainingModule) -> bool:
         return module.device.type == "cuda" if self.deferred is None else self.deferred
 
     def first_bad_step(self) -> int:
         """Steps done before the first bad one, -1 if none was bad; waits for the GPU."""
         return -1 if self.bad_step is None else int(self.bad_step)
 
-    def check(self, module: PretrainModule) -> None:
+    def check(self, module: TrainingModule) -> None:
         """Stop a run of one process if a step was bad; several processes agree on it in ``Saver``.
 
         Raises:
@@ -100,7 +100,7 @@ class Guard:
         if module.trainer.world_size == 1 and (step := self.first_bad_step()) >= 0:
             raise self.error(module, step)
 
-    def error(self, module: PretrainModule, step: int) -> TrainingError | FailedElsewhere:
+    def error(self, module: TrainingModule, step: int) -> TrainingError | FailedElsewhere:
         """What to raise for a bad step, after its batch was kept.
 
         Args:
@@ -131,7 +131,7 @@ class Guard:
         )
 
 
-def clip_grad_norm(module: PretrainModule, parameters: list[nn.Parameter], max_norm: float) -> Tensor:
+def clip_grad_norm(module: TrainingModule, parameters: list[nn.Parameter], max_norm: float) -> Tensor:
     """Clip the gradient of the whole model in place; its norm before, []."""
     sharded = getattr(module.trainer.strategy.model, "clip_grad_norm_", None)
     if sharded is not None:  # FSDP: each process has a part of every gradient
@@ -140,7 +140,7 @@ def clip_grad_norm(module: PretrainModule, parameters: list[nn.Parameter], max_n
     return nn.utils.clip_grad_norm_(parameters, max_norm)
 
 
-def keep_batch(run_dir: Path, module: PretrainModule, batch: ImageBatch, step: int) -> Path | None:
+def keep_batch(run_dir: Path, module: TrainingModule, batch: ImageBatch, step: int) -> Path | None:
     """Write what ``replay`` needs: this process's batch, the module's tensors, seed, step and settings.
 
     Returns:
@@ -161,7 +161,7 @@ def keep_batch(run_dir: Path, module: PretrainModule, batch: ImageBatch, step: i
         "world_size": module.trainer.world_size,
         "progress": module.clock.progress(step),
         "effective_batch_size": module.effective_batch_size,
-        "patch_scale": float(module.objective.patch_scale),
+        **module.replay_facts(),
         "precision": str(module.trainer.precision),
         "device": module.device.type,
         "config": to_dict(module.config),

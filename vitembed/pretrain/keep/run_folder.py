@@ -13,7 +13,7 @@ from typing import Any
 
 from vitembed import __version__
 from vitembed.atomic import atomic_path
-from vitembed.config import PretrainConfig, to_dict
+from vitembed.config import FinetuneConfig, PretrainConfig, to_dict
 from vitembed.errors import ConfigError, TrainingError, printable
 from vitembed.images.source import ImageRef
 from vitembed.pretrain.keep.disk import is_disk_full
@@ -33,20 +33,32 @@ _FREE_SETTINGS = (
 def prepare_run(
     run_dir: Path,
     model_dir: Path,
-    config: PretrainConfig,
+    config: PretrainConfig | FinetuneConfig,
     refs: Sequence[ImageRef],
     *,
     fresh: bool,
     world_size: int,
+    labels: Sequence[str] = (),
 ) -> str:
-    """Make the run folder, or find out what an earlier call left in it: ``new``, ``resume`` or ``complete``."""
-    settings, key = to_dict(config), data_key(refs)
+    """Make the run folder, or find out what an earlier call left in it: ``new``, ``resume`` or ``complete``.
+
+    Args:
+        run_dir: The folder.
+        model_dir: Where the model goes.
+        config: The run.
+        refs: Its images.
+        fresh: Start anew, whatever is there.
+        world_size: Processes in all.
+        labels: What else belongs to the data: a run on the same images with other labels is another run.
+    """
+    settings, key = to_dict(config), data_key(refs, labels)
     path = run_dir / RUN_FILE
     if path.is_file() and not fresh:
         old = json.loads(path.read_text(encoding="utf-8"))
         changed = [line for line in differences(old["config"], settings) if not line.startswith(_FREE_SETTINGS)]
         if old["data_key"] != key:
-            changed.append(f"images: {old['num_images']} then, {len(refs)} now, or their files changed")
+            what = "their files or labels" if labels else "their files"
+            changed.append(f"images: {old['num_images']} then, {len(refs)} now, or {what} changed")
         if old.get("world_size", 1) != world_size:
             changed.append(f"devices in all: {old.get('world_size', 1)} -> {world_size}, each with its own batch")
         if not changed and old["status"] == "complete" and model_dir.is_dir():
@@ -119,8 +131,8 @@ def write_state(run_dir: Path, state: dict[str, Any]) -> None:
         path.write_text(json.dumps({"vitembed_version": __version__, **state}, indent=2) + "\n", encoding="utf-8")
 
 
-def data_key(refs: Sequence[ImageRef]) -> str:
-    """Changes when an image is added, removed, renamed or of another size."""
+def data_key(refs: Sequence[ImageRef], labels: Sequence[str] = ()) -> str:
+    """Changes when an image is added, removed, renamed, of another size, or labelled otherwise."""
     digest = hashlib.sha256()
     for ref in refs:
         try:
@@ -128,4 +140,6 @@ def data_key(refs: Sequence[ImageRef]) -> str:
         except OSError:  # it vanished; decoding says so
             size = -1
         digest.update(os.fsencode(ref.path) + b"\0" + str(size).encode() + b"\0")
+    for label in labels:
+        digest.update(label.encode("utf-8", "surrogateescape") + b"\0")
     return digest.hexdigest()

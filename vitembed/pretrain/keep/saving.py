@@ -18,7 +18,7 @@ from vitembed.pretrain.keep.checkpoint_io import SafeCheckpointIO
 from vitembed.pretrain.keep.disk import is_disk_full
 from vitembed.pretrain.keep.files import CHECKPOINT_FILE
 from vitembed.pretrain.many.agree import Agreement, Wishes
-from vitembed.pretrain.module import PretrainModule
+from vitembed.pretrain.training_module import TrainingModule
 
 log = logging.getLogger("vitembed")
 
@@ -55,7 +55,7 @@ class Saver(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Take over the signals and start the clock."""
-        assert isinstance(module, PretrainModule)
+        assert isinstance(module, TrainingModule)
         if module.clock.budget_seconds is not None:  # other processes had to be started, and a state to be read
             waited = time.monotonic() - self.planned_at
             module.clock.budget_seconds = max(1.0, module.clock.budget_seconds - waited)
@@ -75,7 +75,7 @@ class Saver(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *args: object) -> None:
         """Ask for a save when it is time; stop when asked to, or when the run is done."""
-        assert isinstance(module, PretrainModule)
+        assert isinstance(module, TrainingModule)
         step = trainer.global_step
         done = module.shared_progress(step) >= 1.0  # the same on every process
         if not (done or self.agreement.due(step)):
@@ -92,7 +92,7 @@ class Saver(pl.Callback):
             trainer.should_stop = True
         self.wanted = wishes.stop or done or wishes.save
 
-    def save(self, trainer: pl.Trainer, module: PretrainModule) -> None:
+    def save(self, trainer: pl.Trainer, module: TrainingModule) -> None:
         """Write the state; one with a broken loss is never saved.
 
         Raises:
@@ -118,7 +118,7 @@ class Saver(pl.Callback):
         """Give the signals back; where an image could not be read any more, save what was learned so far."""
         self.restore_signals()
         if isinstance(exception, DataError) and trainer.world_size == 1 and trainer.global_step > 0:
-            assert isinstance(module, PretrainModule)
+            assert isinstance(module, TrainingModule)
             self.save(trainer, module)
 
     def restore_signals(self) -> None:
@@ -136,7 +136,7 @@ class SaveState(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *args: object) -> None:
         """Save if it is time."""
-        assert isinstance(module, PretrainModule)
+        assert isinstance(module, TrainingModule)
         if self.saver.wanted:
             self.saver.save(trainer, module)
 

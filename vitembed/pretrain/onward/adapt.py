@@ -88,16 +88,7 @@ class Adaptation:
             else:
                 distance = depth + 1 - layer_id(name, depth)
                 scales[id(parameter)] = self.config.lr_scale * self.config.layer_decay**distance
-        made = []
-        for group in groups:
-            by_scale: dict[float | None, list[nn.Parameter]] = {}
-            for parameter in group["params"]:
-                by_scale.setdefault(scales.get(id(parameter)), []).append(parameter)
-            for scale, parameters in by_scale.items():
-                full = 1.0 if scale is None else scale
-                ours = {"params": parameters, "backbone": scale is not None, "full_lr_scale": full, "lr_scale": full}
-                made.append({**group, **ours})
-        return made
+        return split_by_scale(groups, scales)
 
     def with_anchor(self, output: ObjectiveOutput, views: Float[Tensor, "v b c h w"]) -> ObjectiveOutput:
         """Add the anchor to a loss.
@@ -188,6 +179,28 @@ def started_from(source: VisionTransformer, *, img_size: int, drop_path_rate: fl
     return vit
 
 
+def split_by_scale(groups: list[dict[str, Any]], scales: dict[int, float]) -> list[dict[str, Any]]:
+    """Optimiser groups split such that all parameters of one have the same rate.
+
+    Args:
+        groups: As ``parameter_groups`` gives them.
+        scales: Rate of each parameter of the encoder over that of the heads, by its ``id``; heads are not in it.
+
+    Returns:
+        Groups with ``full_lr_scale``, ``lr_scale`` (what is in force at a step) and ``backbone``.
+    """
+    made = []
+    for group in groups:
+        by_scale: dict[float | None, list[nn.Parameter]] = {}
+        for parameter in group["params"]:
+            by_scale.setdefault(scales.get(id(parameter)), []).append(parameter)
+        for scale, parameters in by_scale.items():
+            full = 1.0 if scale is None else scale
+            ours = {"params": parameters, "backbone": scale is not None, "full_lr_scale": full, "lr_scale": full}
+            made.append({**group, **ours})
+    return made
+
+
 def layer_id(name: str, depth: int) -> int:
     """Place of a parameter in the encoder: 0 before the blocks, 1 to ``depth`` in them, ``depth + 1`` after them.
 
@@ -196,7 +209,7 @@ def layer_id(name: str, depth: int) -> int:
     parts = [part for part in name.split(".") if not part.startswith("_")]  # wrappers of compilers and FSDP
     if parts[0] == "blocks":
         return int(parts[1]) + 1
-    return depth + 1 if parts[0] == "norm" else 0
+    return depth + 1 if parts[0] in ("norm", "fc_norm", "attn_pool", "cls_proj") else 0
 
 
 def warmup_end(share: float, max_steps: int | None) -> float:

@@ -4,23 +4,44 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import pytorch_lightning as pl
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from vitembed.pretrain.module import PretrainModule
-from vitembed.pretrain.watch.alarms import Alarms
+from vitembed.pretrain.training_module import TrainingModule
+from vitembed.pretrain.watch.alarms import Alarm
 from vitembed.pretrain.watch.event_files import EventFiles
 from vitembed.pretrain.watch.gradient import GradientWatch
 from vitembed.pretrain.watch.metrics_file import Line, append_metrics, forget_after
-from vitembed.pretrain.watch.monitors import Monitors
 
 log = logging.getLogger("vitembed")
 _LINE_SECONDS = 30.0
 _SLOW_SECONDS = 5.0  # where steps are slow, a person still sees that something moves
+
+
+@runtime_checkable
+class Watcher(Protocol):
+    """What looks at the encoder now and then, such as ``Monitors``."""
+
+    seconds: float
+    """Time that looking took, in this process."""
+
+    @property
+    def latest(self) -> Mapping[str, int | float]:
+        """The newest look: ``step``, ``progress`` and scores; empty before there is one."""
+
+
+@runtime_checkable
+class Listener(Protocol):
+    """What hears every line of a run, such as ``Alarms``."""
+
+    def feed(self, line: Line) -> Sequence[Alarm]:
+        """The alarms that begin with this line."""
 
 
 class RunLog(pl.Callback):
@@ -33,17 +54,19 @@ class RunLog(pl.Callback):
         every_steps: Steps between lines of ``metrics.jsonl``; there is one at every point looked at, too.
         show: Whether to draw a progress bar (on a terminal) or log lines (elsewhere).
         tensorboard: Whether to write event files.
+        what: What the run does, in a word.
     """
 
     def __init__(
         self,
         directory: Path,
-        monitors: Monitors,
-        alarms: Alarms,
+        monitors: Watcher,
+        alarms: Listener,
         *,
         every_steps: int,
         show: bool,
         tensorboard: bool = False,
+        what: str = "pretrain",
     ) -> None:
         self.directory = directory
         self.monitors = monitors
@@ -52,6 +75,7 @@ class RunLog(pl.Callback):
         self.console = Console(stderr=True)
         self.show = show
         self.tensorboard = tensorboard
+        self.what = what
         self.events: EventFiles | None = None
         self.bar: Progress | None = None
         self.task: TaskID | None = None
@@ -67,14 +91,14 @@ class RunLog(pl.Callback):
         """Start to measure."""
         if self.show and trainer.is_global_zero and self.console.is_terminal:
             self.bar = Progress(
-                TextColumn("pretrain"),
+                TextColumn(self.what),
                 BarColumn(),
                 TextColumn("{task.percentage:>3.0f} %"),
                 TimeElapsedColumn(),
                 TextColumn("{task.fields[status]}"),
                 console=self.console,
             )
-            self.task = self.bar.add_task("pretrain", total=1.0, status="")
+            self.task = self.bar.add_task(self.what, total=1.0, status="")
             self.bar.start()
         if trainer.is_global_zero:
             for line in forget_after(self.directory, trainer.global_step):
@@ -102,7 +126,7 @@ class RunLog(pl.Callback):
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         """Count, and every so often write and show."""
-        assert isinstance(module, PretrainModule)
+        assert isinstance(module, TrainingModule)
         assert isinstance(batch, dict)
         self.leave_out_looking()
         self.gradient.note(module.guard.norm)
@@ -115,7 +139,7 @@ class RunLog(pl.Callback):
                 self.write(trainer, module)
         self.step_end = time.perf_counter()
 
-    def write(self, trainer: pl.Trainer, module: PretrainModule) -> None:
+    def write(self, trainer: pl.Trainer, module: TrainingModule) -> None:
         """One line of ``metrics.jsonl`` and a fresh status."""
         now = time.perf_counter()
         seconds = max(now - self.window_start, 1e-9)
@@ -156,7 +180,7 @@ class RunLog(pl.Callback):
         if self.bar is not None and self.task is not None:
             self.bar.update(self.task, completed=progress, status=status)
         elif self.show and (now - self.line_at > _LINE_SECONDS or trainer.should_stop):
-            log.info("pretrain %3.0f %%, step %d: %s", progress * 100, trainer.global_step, status)
+            log.info("%s %3.0f %%, step %d: %s", self.what, progress * 100, trainer.global_step, status)
             self.line_at = now
         self.window_start, self.window_images, self.window_wait = now, 0, 0.0
 

@@ -1,0 +1,1 @@
+"""Parts of index_search.py."""

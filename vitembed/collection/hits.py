@@ -1,0 +1,38 @@
+"""What a search gives: images by rank, and whether every vector was compared for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One result of a search."""
+
+    rank: int
+    """From 1."""
+    path: str
+    """Absolute path, or the id that came with a vector from elsewhere."""
+    score: float
+    """Cosine with the query: rises with nearness, 1 at most (up to float16 rounding)."""
+    num_alike: int = 0
+    """Worse results that were hidden as near-duplicates of this one (``unique``)."""
+
+
+class Hits(list[Hit]):
+    """Results, best first. Scores are those of the stored vectors in any case."""
+
+    def __init__(self, hits: Iterable[Hit] = (), *, recall: float | None = None) -> None:
+        super().__init__(hits)
+        self.recall = recall
+        """Share of the true nearest that the index was measured to find; None: every vector was compared."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether every vector was compared."""
+        return self.recall is None
+
+    def at_least(self, min_score: float | None) -> Hits:
+        """Those that reach a score; all without one."""
+        return Hits([hit for hit in self if min_score is None or hit.score >= min_score], recall=self.recall)

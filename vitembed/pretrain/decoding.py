@@ -1,0 +1,37 @@
+"""The images of a run, decoded once, with words on where they are kept and how far it is."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from vitembed.config import DataConfig
+from vitembed.images.cache import ImageCache
+from vitembed.images.cache_place import choose_place, open_cache
+from vitembed.images.source import ImageRef
+from vitembed.pretrain.watch.status import DecodeBar
+from vitembed.workspace import Workspace
+
+log = logging.getLogger("vitembed")
+
+
+def decode_once(
+    refs: Sequence[ImageRef], config: DataConfig, workspace: Workspace, progress: bool, *, size: int, alone: bool
+) -> tuple[ImageCache, str]:
+    """Decode every image once; and where they are kept: ``ram``, ``disk`` (other processes find them) or ``off``.
+
+    Args:
+        refs: The images.
+        config: Where to keep them, and who decodes.
+        workspace: Whose cache it is on disk.
+        progress: Whether to show progress on stderr.
+        size: Side of the kept squares in pixels.
+        alone: Whether one process uses them.
+    """
+    place, words = choose_place(len(refs), size, workspace.cache_dir, asked=config.cache, alone=alone)
+    log.info("decoding %d images once, to %d px: %s", len(refs), size, words)
+    with DecodeBar(len(refs), show=progress) as bar:
+        cache = open_cache(
+            place, refs, workspace.cache_dir, size=size, num_workers=config.num_workers, progress=bar.update
+        )
+    return cache, place

@@ -1,0 +1,1 @@
+"""The whole encoder and a head, trained on labelled images."""
