@@ -15,8 +15,12 @@ from .options import VECTOR_SUFFIXES, Images, ModelOption, ReportOption, SpeedOp
 from .output import duration, finish, note, progress_bar, say_facts, shown
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vitembed.collection.collection import Collection
     from vitembed.collection.update import UpdateProgress, UpdateReport
+    from vitembed.model.encoder import Encoder
+    from vitembed.model.late import LateEncoder
 
 
 def index(
@@ -73,29 +77,31 @@ def index(
         _index_vectors(Path(images[0]), rebuild, float32, asked, workspace)
         return
     from vitembed.collection.collection import Collection
-    from vitembed.collection.finding.query_graph import keep_query_graph
+    from vitembed.collection.finding.query_graph import is_settled, keep_query_graph
+    from vitembed.model.late import LateEncoder
 
     recorded, recorded_at = _recorded(workspace, rebuild)
-    encoder = open_encoder(model_or_public(model or recorded, workspace), workspace, speed=speed or recorded_at)
+
+    def read_encoder() -> Encoder:
+        return open_encoder(model_or_public(model or recorded, workspace), workspace, speed=speed or recorded_at)
+
+    known = None if rebuild or model or speed else _known_encoder(recorded, recorded_at, workspace, read_encoder)
+    encoder = known or read_encoder()
     place = find_workspace(workspace, create=True)
-    meta = {
-        "model": encoder.name,
-        "model_path": encoder.reference,
-        "pool": encoder.pool,
-        "speed": str(encoder.speed),
-        "img_size": encoder.preprocess.img_size,
-    }
     with Collection.create(
         place.index_dir,
         fingerprint=encoder.fingerprint,
         dim=encoder.embed_dim,
-        meta=meta,
+        meta={} if isinstance(encoder, LateEncoder) else _facts(encoder),  # the index is there, and has them
         vector_type="float32" if float32 else None,
         rebuild=rebuild,
     ) as collection:
         with progress_bar("embedding") as advance:
             done = collection.update(encoder, images, progress=lambda now: advance(now.done, now.total, _speed(now)))
-        keep_query_graph(place.index_dir, encoder)
+        if not isinstance(encoder, LateEncoder):
+            keep_query_graph(place.index_dir, encoder)
+        elif encoder.is_read or not is_settled(place.index_dir, encoder.fingerprint):
+            keep_query_graph(place.index_dir, encoder.encoder())
         _say_report(collection, done)
         _approximate(collection, asked)
         usable = done.added + done.changed + done.moved + done.unchanged + done.deleted > 0
@@ -148,6 +154,34 @@ def _recorded(workspace: Path | None, rebuild: bool) -> tuple[str | None, str]:
             return recorded_model(collection.meta, place), recorded_speed(collection.meta)
     except VitembedError:  # none yet, or not readable: what follows says so
         return None, "exact"
+
+
+def _known_encoder(
+    recorded: str | None, recorded_at: str, workspace: Path | None, read: Callable[[], Encoder]
+) -> LateEncoder | None:
+    """The encoder of the index, not read yet, where its folder states that it is still the one."""
+    from vitembed.collection.collection import Collection
+    from vitembed.model.late import LateEncoder, stated_fingerprint
+
+    if recorded_at != "exact":
+        return None
+    try:
+        place = find_workspace(workspace)
+        with Collection.open(place.index_dir) as collection:
+            stated = stated_fingerprint(Path(recorded or place.model_dir))
+            return LateEncoder(stated, collection.dim, read) if stated == collection.fingerprint else None
+    except VitembedError:
+        return None
+
+
+def _facts(encoder: Encoder) -> dict[str, Any]:
+    return {
+        "model": encoder.name,
+        "model_path": encoder.reference,
+        "pool": encoder.pool,
+        "speed": str(encoder.speed),
+        "img_size": encoder.preprocess.img_size,
+    }
 
 
 def _speed(now: UpdateProgress) -> str:

@@ -17,7 +17,7 @@ from vitembed.errors import BadImage, VitembedError
 
 COMMANDS = (
     *("pretrain", "index", "search", "dupes", "map", "embed", "export"),
-    *("probe", "classify", "info", "models", "configs", "doctor", "demo"),
+    *("label", "probe", "classify", "finetune", "info", "models", "configs", "doctor", "demo"),
 )
 HEAVY = ("torch", "faiss", "pytorch_lightning", "torchvision", "sklearn", "pyarrow", "timm", "PIL", "numpy", "rich")
 

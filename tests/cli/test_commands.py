@@ -6,6 +6,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -119,6 +121,35 @@ def test_index_follows_the_folder(vitembed, workspace, photo_folder):
     (photo_folder / "discs" / "discs_0.png").unlink()
     shutil.copy(photo_folder / "discs" / "discs_1.png", photo_folder / "discs" / "new.png")
     assert facts(vitembed("index", "photos"))["this run"] == "1 added, 0 changed, 0 moved, 1 deleted, 23 unchanged"
+
+
+def test_nothing_to_embed_takes_no_model(workspace, photo_folder, vitembed):
+    vitembed("index", "photos")
+    code = (
+        "import sys, runpy; sys.argv = ['vitembed', 'index', 'photos']\n"
+        "try: runpy.run_module('vitembed_cli', run_name='__main__')\n"
+        "finally: print('torch' in sys.modules)"
+    )
+
+    def again():
+        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=workspace)
+
+    done = again()
+    assert (done.returncode, "24 unchanged" in done.stdout, done.stdout.split()[-1]) == (0, True, "False")
+    shutil.copy(photo_folder / "discs" / "discs_1.png", photo_folder / "discs" / "new.png")
+    (photo_folder / "discs" / "changed.png").write_bytes((photo_folder / "discs" / "discs_2.png").read_bytes() + b" ")
+    done = again()  # a copy keeps its vector, the other is embedded
+    assert (done.returncode, "2 added" in done.stdout, done.stdout.split()[-1]) == (0, True, "True")
+
+
+def test_weights_that_were_changed_embed_nothing(workspace, photo_folder, vitembed):
+    vitembed("index", "photos")
+    weights = workspace / ".vitembed" / "model" / "encoder.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    (photo_folder / "discs" / "new.png").write_bytes((photo_folder / "discs" / "discs_2.png").read_bytes() + b" ")
+    assert "was changed after it was written" in vitembed("index", "photos", code=1).stderr
 
 
 def test_index_refuses_another_model_until_rebuilt(vitembed, workspace, photo_folder, other_model_folder):

@@ -321,7 +321,11 @@ class Collection:
 
             with exclusive(self.directory / LOCK_FILE, CollectionError), self._catalog.read():
                 self._catalog.check_same()
-                report = bring_up_to_date(self.directory, self._catalog, settings, say=say or log.info)
+                try:
+                    report = bring_up_to_date(self.directory, self._catalog, settings, say=say or log.info)
+                except OSError as error:
+                    place = printable(self.directory)
+                    raise CollectionError(f"cannot write the approximate index in {place}: {error.strerror}") from error
         return report
 
     def ann_settings(self) -> AnnSettings:

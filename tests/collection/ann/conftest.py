@@ -89,7 +89,8 @@ def indexed(indexed_once, tmp_path):
 
 @pytest.fixture(autouse=True)
 def _known_machine(monkeypatch):
-    """Measuring the machine takes longer than building an index of 4,000 small vectors."""
+    """Measuring the machine and 500 queries takes longer than building an index of 4,000 small vectors."""
+    monkeypatch.setattr(keep, "NUM_HELD_OUT", 150)
     speed = Speed(bytes_per_second=3e9, flops_per_second=1e11)
     monkeypatch.setattr(keep, "measure_speed", lambda vectors, vector_type: speed)
 

@@ -128,7 +128,7 @@ def test_the_disk_is_full_anywhere(small, tmp_path, tools):
     faults.hook = steps.append
     shutil.copytree(small / "build", tmp_path / "whole")
     act("build", tmp_path / "whole")
-    for number in telling(steps):
+    for number in telling(steps)[::2]:
         directory = shutil.copytree(small / "build", tmp_path / f"at{number}")
         count = iter(range(10_000))
 

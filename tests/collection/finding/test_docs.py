@@ -31,7 +31,7 @@ def test_the_python_runs(photo_folder, tmp_path, monkeypatch, capsys):
     Image.open(source).convert("RGB").save("query.jpg")
     names: dict[str, object] = {}
     blocks = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     for block in blocks:
         if "vitembed.load()" in block:
             import vitembed
@@ -46,7 +46,11 @@ def test_the_python_runs(photo_folder, tmp_path, monkeypatch, capsys):
     assert lines[1].startswith("[(1, 'cat/0005', 1.0), ")
     assert lines[2] == "True"
     assert lines[3:7] == ["1000 (64,)", "cat/0005 None", "100 of 100 find themselves", "998 left"]
-    assert any(line.startswith("keep ") and "copy.png" in line for line in lines[8:])
+    assert lines[7] == "exact: few enough to compare with all"
+    assert lines[8].startswith("IVF256,SQ8 True ")
+    assert re.fullmatch(r"False (0\.9\d*|1\.0) 00005", lines[9])
+    assert lines[10] == "True"
+    assert any(line.startswith("keep ") and "copy.png" in line for line in lines[11:])
     assert (tmp_path / "result.html").is_file()
 
 

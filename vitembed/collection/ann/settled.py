@@ -35,7 +35,7 @@ def settled(directory: Path, catalog: Catalog, settings: AnnSettings | None) -> 
     small = is_small(num_vectors, catalog.dim * VECTOR_TYPES[catalog.vector_type].itemsize, wanted)
     if record.asked or report is not None or not small:
         return None
-    return AnnReport(exact=True, action=EXACT, reason="few enough to compare with all", num_vectors=num_vectors)
+    return AnnReport(exact=True, action=EXACT, reason="exact: few enough to compare with all", num_vectors=num_vectors)
 
 
 def is_small(num_vectors: int, row_bytes: int, settings: AnnSettings) -> bool:

@@ -101,6 +101,11 @@ def keep_query_graph(directory: Path, encoder: Encoder) -> bool:
         return False
 
 
+def is_settled(directory: Path, fingerprint: str) -> bool:
+    """Whether the graph of this encoder is there and whole, or known to be impossible: ``keep_query_graph`` is idle."""
+    return _sealed(directory, fingerprint) is not None
+
+
 def _make(directory: Path, encoder: Encoder) -> bool:
     (directory / SEAL_FILE).unlink(missing_ok=True)  # first: never a seal on files that are being replaced
     _clear(directory)
