@@ -39,7 +39,17 @@ def test_every_command_and_option_exists():
 
 @pytest.mark.parametrize(
     "page",
-    ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/benchmarks.md", "docs/runs.md", "docs/continue.md"],
+    [
+        "README.md",
+        "ARCHITECTURE.md",
+        "CONTRIBUTING.md",
+        "docs/benchmarks.md",
+        "docs/runs.md",
+        "docs/continue.md",
+        "docs/label.md",
+        "docs/finetune.md",
+        "docs/search.md",
+    ],
 )
 def test_links_and_scripts_exist(page):
     root = README.parent
@@ -56,10 +66,10 @@ def test_the_tree_in_the_architecture_names_only_files_that_exist():
     tree = re.search(r"```\nvitembed/\n(.*?)```", (root / "ARCHITECTURE.md").read_text(encoding="utf-8"), re.DOTALL)[1]
     rooms = re.findall(r"^( +)(\w+)/ +.*?  +(.+(?:\n {20,}.+)*)", tree, re.MULTILINE)
     inside = {
-        **dict.fromkeys(("watch", "keep", "many", "onward"), "pretrain"),
-        **dict.fromkeys(("finding", "store"), "collection"),
+        **dict.fromkeys(("watch", "keep", "many", "onward", "supervised"), "pretrain"),
+        **dict.fromkeys(("ann", "finding", "store"), "collection"),
         "export": "model",
-        "evaluation": "probe",
+        **dict.fromkeys(("evaluation", "labelling"), "probe"),
     }
     assert {room for _, room, _ in rooms} == {
         "images",

@@ -76,6 +76,18 @@ def test_what_is_no_weights_file(content, match, tmp_path):
     refused(path, match)
 
 
+@pytest.mark.parametrize("header", [0x0280, 0x1480, 0x0480])
+def test_a_header_whose_length_begins_as_a_pickle_does(header, tmp_path):
+    weights = {"w": torch.arange(6.0).reshape(2, 3)}
+    for length in range(header):  # metadata of the length that makes it so; the header is padded to eight bytes
+        save_file(weights, tmp_path / "model.safetensors", metadata={"note": "x" * max(0, header - 110 + length)})
+        start = (tmp_path / "model.safetensors").read_bytes()[:2]
+        if start == header.to_bytes(2, "little"):
+            break
+    assert start[0] == 0x80
+    assert torch.equal(read_weights(tmp_path / "model.safetensors")["w"], weights["w"])
+
+
 def test_places_that_are_no_file(tmp_path):
     refused(tmp_path / "missing.pth", "cannot read .*No such file")
     os.mkfifo(tmp_path / "pipe.pth")

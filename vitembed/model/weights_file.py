@@ -95,12 +95,15 @@ def _read_one(path: Path) -> dict[str, Tensor]:
             f"{name} is a git-LFS pointer, not the weights themselves: run `git lfs pull` in its repository, "
             "or download the file"
         )
-    if start.startswith(_ZIP):
+    header = int.from_bytes(start[:8], "little")
+    if start[8:9] == b"{" and header <= status.st_size - 8:  # before pickles: a length of 0x..80 begins as they do
+        weights = _read_safetensors(path, header, status.st_size)
+    elif start.startswith(_ZIP):
         weights = _read_torch(path, archive=True)
     elif start.startswith(_PICKLE):
         weights = _read_torch(path, archive=False)
     elif start[8:9] == b"{" or path.suffix == ".safetensors":
-        weights = _read_safetensors(path, int.from_bytes(start[:8], "little"), status.st_size)
+        weights = _read_safetensors(path, header, status.st_size)
     else:
         raise ModelError(
             f"{name} is no weights file (it starts with {start[:12]!r}): expected .safetensors or a PyTorch file"
