@@ -85,7 +85,7 @@ def index(
     def read_encoder() -> Encoder:
         return open_encoder(model_or_public(model or recorded, workspace), workspace, speed=speed or recorded_at)
 
-    known = None if rebuild or model or speed else _known_encoder(recorded, recorded_at, workspace, read_encoder)
+    known = None if rebuild or speed else _known_encoder(model or recorded, recorded_at, workspace, read_encoder)
     encoder = known or read_encoder()
     place = find_workspace(workspace, create=True)
     with Collection.create(
@@ -157,9 +157,9 @@ def _recorded(workspace: Path | None, rebuild: bool) -> tuple[str | None, str]:
 
 
 def _known_encoder(
-    recorded: str | None, recorded_at: str, workspace: Path | None, read: Callable[[], Encoder]
+    model: str | None, recorded_at: str, workspace: Path | None, read: Callable[[], Encoder]
 ) -> LateEncoder | None:
-    """The encoder of the index, not read yet, where its folder states that it is still the one."""
+    """The encoder of the index, not read yet, where the model folder states that it is still the one."""
     from vitembed.collection.collection import Collection
     from vitembed.model.late import LateEncoder, stated_fingerprint
 
@@ -168,7 +168,7 @@ def _known_encoder(
     try:
         place = find_workspace(workspace)
         with Collection.open(place.index_dir) as collection:
-            stated = stated_fingerprint(Path(recorded or place.model_dir))
+            stated = stated_fingerprint(Path(model or place.model_dir))
             return LateEncoder(stated, collection.dim, read) if stated == collection.fingerprint else None
     except VitembedError:
         return None

@@ -123,10 +123,11 @@ def test_index_follows_the_folder(vitembed, workspace, photo_folder):
     assert facts(vitembed("index", "photos"))["this run"] == "1 added, 0 changed, 0 moved, 1 deleted, 23 unchanged"
 
 
-def test_nothing_to_embed_takes_no_model(workspace, photo_folder, vitembed):
+@pytest.mark.parametrize("named", [[], ["--model", ".vitembed/model"]])
+def test_nothing_to_embed_takes_no_model(workspace, photo_folder, vitembed, named):
     vitembed("index", "photos")
     code = (
-        "import sys, runpy; sys.argv = ['vitembed', 'index', 'photos']\n"
+        f"import sys, runpy; sys.argv = ['vitembed', 'index', 'photos', *{named}]\n"
         "try: runpy.run_module('vitembed_cli', run_name='__main__')\n"
         "finally: print('torch' in sys.modules)"
     )
