@@ -25,8 +25,8 @@ from rich.table import Table
 from vitembed.embeddings import Embeddings, unit_rows
 from vitembed.probe.labelling import session as labelling
 from vitembed.probe.labelling.choosing import typical
+from vitembed.probe.labelling.fitting import C, fit_probe
 from vitembed.probe.labelling.session import LabelSession
-from vitembed.probe.linear import LinearProbe
 
 ROUND = 10
 
@@ -38,7 +38,7 @@ def read(path):
 
 
 def fitted(vectors, labels):
-    return LinearProbe(labelling.C, tol=1e-3).fit(vectors, labels)
+    return fit_probe(vectors, labels, device="cpu")
 
 
 def ours(vectors, labels, budget, seed):
@@ -170,7 +170,7 @@ def of_all(vectors, labels):
     from vitembed.probe.evaluation.label_errors import out_of_fold
 
     names, targets = np.unique(labels, return_inverse=True)
-    prob = out_of_fold(vectors, targets, C=labelling.C)
+    prob = out_of_fold(vectors, targets, C=C)
     return float(np.mean(prob.argmax(axis=1) == targets)) if len(names) > 1 else np.nan
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from .output import note
 
 if TYPE_CHECKING:
     from vitembed.model.encoder import Encoder
+    from vitembed.model.late import LateEncoder
 
 
 def open_encoder(
@@ -69,6 +71,43 @@ def recorded_speed(meta: Mapping[str, Any]) -> str:
     """The speed that an index was embedded at."""
     speed = meta.get("speed")
     return speed if isinstance(speed, str) else "exact"
+
+
+def index_encoder(
+    model: str | None, workspace: Path | None, *, speed: str | None = None, rebuild: bool = False
+) -> LateEncoder:
+    """What an index is made or kept by: the model named, else the index's own, the workspace's, a public one.
+
+    It is not read yet where its folder states that it is the one of the index that is there.
+    """
+    from vitembed.collection.collection import Collection
+    from vitembed.model.late import LateEncoder, stated_fingerprint
+
+    named, at, dim, made_by = model, speed or "exact", 0, None
+    if not rebuild:
+        with suppress(VitembedError):  # no index yet, or an unreadable one: what follows says so
+            place = find_workspace(workspace)
+            with Collection.open(place.index_dir) as collection:
+                named = model or recorded_model(collection.meta, place)
+                at = speed or recorded_speed(collection.meta)
+                dim, made_by = collection.dim, collection.fingerprint
+            if at == "exact" and stated_fingerprint(Path(named or place.model_dir)) == made_by:
+                return LateEncoder(made_by, dim, lambda: open_encoder(named, workspace, speed=at))
+    return LateEncoder.of(open_encoder(model_or_public(named, workspace), workspace, speed=at))
+
+
+def index_facts(encoder: LateEncoder) -> dict[str, Any]:
+    """What an index keeps of its encoder; nothing of one that is not read, as its index is there and has it."""
+    if not encoder.is_read:
+        return {}
+    found = encoder.encoder()
+    return {
+        "model": found.name,
+        "model_path": found.reference,
+        "pool": found.pool,
+        "speed": str(found.speed),
+        "img_size": found.preprocess.img_size,
+    }
 
 
 def model_or_public(model: str | None, workspace: Path | None) -> str:

@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .options import JsonOption, ReportOption, StrictOption, WorkspaceOption, seconds_of, split_settings
-from .output import EXIT_INTERRUPTED, duration, finish, note, say, say_facts, say_json, say_table, shown
+from .output import (
+    EXIT_INTERRUPTED,
+    duration,
+    finish,
+    note,
+    refuse_without_folder,
+    say,
+    say_facts,
+    say_json,
+    say_table,
+    shown,
+)
 
 if TYPE_CHECKING:
     from vitembed.pretrain.supervised.result import FinetuneResult
@@ -65,13 +76,10 @@ def finetune(
       vitembed finetune ./labelled --model dinov2-small --name animals --time-budget 20m
       vitembed classify ./new --probe .vitembed/models/animals/probe.safetensors
     """  # noqa: D301
-    from vitembed.errors import DataError
-
     paths, settings = split_settings(labelled)
     if len(paths) > 1:
         raise typer.BadParameter(f"one folder or CSV file, got {len(paths)}: {', '.join(paths)}", param_hint="LABELLED")
-    if html is not None and not html.absolute().parent.is_dir():  # before the work, not after it
-        raise DataError(f"{shown(html)} cannot be written: there is no folder {shown(html.absolute().parent)}")
+    refuse_without_folder(html)
     seconds = None if time_budget is None else seconds_of(time_budget)
     from vitembed.pretrain.supervised.run import finetune as run_finetuning
     from vitembed.workspace import find_workspace

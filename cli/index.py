@@ -7,20 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitembed.errors import DataError, VitembedError
+from vitembed.errors import DataError
 from vitembed.workspace import find_workspace
 
-from .encoders import model_or_public, open_encoder, recorded_model, recorded_speed
+from .encoders import index_encoder, index_facts
 from .options import VECTOR_SUFFIXES, Images, ModelOption, ReportOption, SpeedOption, StrictOption, WorkspaceOption
 from .output import duration, finish, note, progress_bar, say_facts, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from vitembed.collection.collection import Collection
     from vitembed.collection.update import UpdateProgress, UpdateReport
-    from vitembed.model.encoder import Encoder
-    from vitembed.model.late import LateEncoder
 
 
 def index(
@@ -78,29 +74,20 @@ def index(
         return
     from vitembed.collection.collection import Collection
     from vitembed.collection.finding.query_graph import is_settled, keep_query_graph
-    from vitembed.model.late import LateEncoder
 
-    recorded, recorded_at = _recorded(workspace, rebuild)
-
-    def read_encoder() -> Encoder:
-        return open_encoder(model_or_public(model or recorded, workspace), workspace, speed=speed or recorded_at)
-
-    known = None if rebuild or speed else _known_encoder(model or recorded, recorded_at, workspace, read_encoder)
-    encoder = known or read_encoder()
+    encoder = index_encoder(model, workspace, speed=speed, rebuild=rebuild)
     place = find_workspace(workspace, create=True)
     with Collection.create(
         place.index_dir,
         fingerprint=encoder.fingerprint,
         dim=encoder.embed_dim,
-        meta={} if isinstance(encoder, LateEncoder) else _facts(encoder),  # the index is there, and has them
+        meta=index_facts(encoder),
         vector_type="float32" if float32 else None,
         rebuild=rebuild,
     ) as collection:
         with progress_bar("embedding") as advance:
             done = collection.update(encoder, images, progress=lambda now: advance(now.done, now.total, _speed(now)))
-        if not isinstance(encoder, LateEncoder):
-            keep_query_graph(place.index_dir, encoder)
-        elif encoder.is_read or not is_settled(place.index_dir, encoder.fingerprint):
+        if encoder.is_read or not is_settled(place.index_dir, encoder.fingerprint):
             keep_query_graph(place.index_dir, encoder.encoder())
         _say_report(collection, done)
         _approximate(collection, asked)
@@ -140,48 +127,6 @@ def _approximate(collection: Collection, asked: dict[str, Any]) -> None:
     done = collection.build_ann(before.changed(**asked), say=note)
     if done.matters or any(value is not None for value in asked.values()):
         say_facts([("search", line) for line in done.lines()])
-
-
-def _recorded(workspace: Path | None, rebuild: bool) -> tuple[str | None, str]:
-    """The model that the index to be updated was made with, and at what speed."""
-    from vitembed.collection.collection import Collection
-
-    if rebuild:
-        return None, "exact"
-    try:
-        place = find_workspace(workspace)
-        with Collection.open(place.index_dir) as collection:
-            return recorded_model(collection.meta, place), recorded_speed(collection.meta)
-    except VitembedError:  # none yet, or not readable: what follows says so
-        return None, "exact"
-
-
-def _known_encoder(
-    model: str | None, recorded_at: str, workspace: Path | None, read: Callable[[], Encoder]
-) -> LateEncoder | None:
-    """The encoder of the index, not read yet, where the model folder states that it is still the one."""
-    from vitembed.collection.collection import Collection
-    from vitembed.model.late import LateEncoder, stated_fingerprint
-
-    if recorded_at != "exact":
-        return None
-    try:
-        place = find_workspace(workspace)
-        with Collection.open(place.index_dir) as collection:
-            stated = stated_fingerprint(Path(model or place.model_dir))
-            return LateEncoder(stated, collection.dim, read) if stated == collection.fingerprint else None
-    except VitembedError:
-        return None
-
-
-def _facts(encoder: Encoder) -> dict[str, Any]:
-    return {
-        "model": encoder.name,
-        "model_path": encoder.reference,
-        "pool": encoder.pool,
-        "speed": str(encoder.speed),
-        "img_size": encoder.preprocess.img_size,
-    }
 
 
 def _speed(now: UpdateProgress) -> str:

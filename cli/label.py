@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,14 +14,15 @@ import typer
 from vitembed.errors import DataError, VitembedError
 from vitembed.workspace import WORKSPACE_DIR, find_workspace
 
-from .encoders import model_or_public, open_encoder, recorded_model, recorded_speed
+from .encoders import index_encoder, index_facts
 from .options import Images, JsonOption, ModelOption, ReportOption, StrictOption, WorkspaceOption
-from .output import finish, note, progress_bar, say, say_json, shown
+from .output import finish, note, progress_bar, refuse_without_folder, say, say_json, shown
 
 if TYPE_CHECKING:
     from vitembed.embeddings import Embeddings
     from vitembed.errors import BadImage
     from vitembed.model.encoder import Encoder
+    from vitembed.model.late import LateEncoder
     from vitembed.probe.labelling.session import LabelSession
     from vitembed.probe.labelling.terminal_dialog import Terminal
 
@@ -97,9 +97,7 @@ def label(
     from vitembed.probe.labelling.session import LabelSession
     from vitembed.probe.labelling.terminal_dialog import dialog, progress_lines
 
-    for output in (sheet, save):  # before the work, not after it
-        if output is not None and not output.absolute().parent.is_dir():
-            raise DataError(f"{shown(output)} cannot be written: there is no folder {shown(output.absolute().parent)}")
+    refuse_without_folder(sheet, save)
     if sheet is not None and sheet.suffix.lower() not in (".html", ".htm", ".csv"):
         raise typer.BadParameter(f"{shown(sheet)}: expected a name that ends in .html or .csv", param_hint="--sheet")
     if not 0 < precision <= 1:
@@ -122,7 +120,7 @@ def label(
     elif sheet is not None:
         _write_sheet(session, sheet, num or 24)
     if save is not None:
-        _save_probe(session, encoder, save, precision)
+        _save_probe(session, encoder.encoder(), save, precision)
     if json:
         say_json(_document(session, labels))
     elif sheet is not None or answers is not None:
@@ -139,27 +137,15 @@ def _nothing() -> None:
 
 def _indexed(
     images: list[str], model: str | None, workspace: Path | None
-) -> tuple[Encoder, Embeddings, list[BadImage]]:
+) -> tuple[LateEncoder, Embeddings, list[BadImage]]:
     """Bring the workspace's collection up to date for these images, and give their vectors."""
     from vitembed.collection.collection import Collection
     from vitembed.images.source import walk
 
-    recorded, speed = None, "exact"
-    with suppress(VitembedError):  # no index yet, or one of which what follows says what is wrong
-        place = find_workspace(workspace)
-        with Collection.open(place.index_dir) as collection:
-            recorded, speed = recorded_model(collection.meta, place), recorded_speed(collection.meta)
-    encoder = open_encoder(model_or_public(model or recorded, workspace), workspace, speed=speed)
-    meta = {
-        "model": encoder.name,
-        "model_path": encoder.reference,
-        "pool": encoder.pool,
-        "speed": str(encoder.speed),
-        "img_size": encoder.preprocess.img_size,
-    }
+    encoder = index_encoder(model, workspace)
     place = find_workspace(workspace, create=True)
     with Collection.create(
-        place.index_dir, fingerprint=encoder.fingerprint, dim=encoder.embed_dim, meta=meta
+        place.index_dir, fingerprint=encoder.fingerprint, dim=encoder.embed_dim, meta=index_facts(encoder)
     ) as collection:
         with progress_bar("embedding") as advance:
             done = collection.update(encoder, images, progress=lambda now: advance(now.done, now.total))

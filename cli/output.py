@@ -54,14 +54,24 @@ def say_paths(paths: Sequence[str], end: bytes = b"\n") -> None:
     _to_stdout(b"".join(os.fsencode(path) + end for path in paths))
 
 
+def refuse_without_folder(*outputs: Path | None) -> None:
+    """Say before the work, not after it, that a file could not be written.
+
+    Raises:
+        DataError: If there is no folder for one of them.
+    """
+    from vitembed.errors import DataError
+
+    for output in outputs:
+        if output is not None and not output.absolute().parent.is_dir():
+            raise DataError(f"{shown(output)} cannot be written: there is no folder {shown(output.absolute().parent)}")
+
+
 def say_csv(cells: Sequence[str]) -> None:
     """One line of CSV on stdout; paths in the very bytes that the file system has."""
-    import csv
-    import io
+    from vitembed.csv_text import csv_bytes
 
-    line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow(cells)
-    _to_stdout(line.getvalue().encode("utf-8", "surrogateescape"))
+    _to_stdout(csv_bytes([cells]))
 
 
 def say_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:

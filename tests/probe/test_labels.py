@@ -115,7 +115,7 @@ def test_names_that_are_not_utf8(tmp_path):
     [
         ("", "the first line must name the columns"),
         ("a.png,cat\n", "the first line must name the columns"),
-        ("path;label\na.png;cat\n", "the first line must name the columns"),
+        ("path|label\na.png|cat\n", "the first line must name the columns"),
         ("path,label\na.png,\n", "line 2: the label is empty"),
         ("path,label\n\n ,cat\n", "line 3: the path is empty"),
         ("path,label\na.png,cat,x\n", "line 2: 3 fields, the header has 2"),

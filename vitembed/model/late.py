@@ -41,6 +41,13 @@ class LateEncoder:
         self._read = read
         self._encoder: Encoder | None = None
 
+    @classmethod
+    def of(cls, encoder: Encoder) -> LateEncoder:
+        """One that is read already."""
+        late = cls(encoder.fingerprint, encoder.embed_dim, lambda: encoder)
+        late._encoder = encoder
+        return late
+
     @property
     def is_read(self) -> bool:
         """Whether it was needed."""

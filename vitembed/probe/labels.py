@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vitembed.csv_text import read_csv
 from vitembed.errors import BadImage, DataError, printable
 from vitembed.images.source import ImageRef, find_images, is_image
 from vitembed.probe.split import SPLIT_NAMES
@@ -152,38 +152,23 @@ def _read_csv(path: Path) -> LabelledImages:
     bad: list[BadImage] = []
     groups: list[str] = []
     lines: dict[str, int] = {}
-    # surrogateescape: a path need not be UTF-8.
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        rows = csv.reader(file, strict=True)
+    header, rows = read_csv(path, ("path", "label"))
+    for line, fields in rows:
+        where = f"{name}, line {line}"
+        part = _checked_fields(fields, where)
+        image = os.path.abspath(os.path.join(folder, fields["path"]))  # noqa: PTH100, PTH118
+        if image in lines:
+            raise DataError(f"{where}: {printable(fields['path'])} was given on line {lines[image]} already")
+        lines[image] = line
         try:
-            header = [column.strip().lower() for column in next(rows, [])]
-            if not {"path", "label"} <= set(header):
-                raise DataError(f"{name}: the first line must name the columns: path,label or path,label,split")
-            for row in rows:
-                if not "".join(row).strip():
-                    continue
-                where = f"{name}, line {rows.line_num}"
-                if len(row) != len(header):
-                    raise DataError(
-                        f"{where}: {len(row)} fields, the header has {len(header)} (quote text with commas)"
-                    )
-                fields = dict(zip(header, row, strict=True))
-                part = _checked_fields(fields, where)
-                image = os.path.abspath(os.path.join(folder, fields["path"]))  # noqa: PTH100, PTH118
-                if image in lines:
-                    raise DataError(f"{where}: {printable(fields['path'])} was given on line {lines[image]} already")
-                lines[image] = rows.line_num
-                try:
-                    is_image(image, named=True)
-                except BadImage as error:
-                    bad.append(error)
-                    continue
-                refs.append(ImageRef(image))
-                labels.append(printable(fields["label"].strip()))
-                split.append(part)
-                groups.append(fields.get("group", "").strip() or image)  # no group: alone
-        except csv.Error as error:
-            raise DataError(f"{name}, line {rows.line_num}: {error}") from error
+            is_image(image, named=True)
+        except BadImage as error:
+            bad.append(error)
+            continue
+        refs.append(ImageRef(image))
+        labels.append(printable(fields["label"].strip()))
+        split.append(part)
+        groups.append(fields.get("group", "").strip() or image)  # no group: alone
     return LabelledImages(
         refs,
         np.array(labels, dtype=np.str_),

@@ -9,7 +9,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from vitembed.probe.labelling.estimate import MIN_RANDOM, expect
-from vitembed.probe.labelling.session import C, LabelSession
+from vitembed.probe.labelling.fitting import C
+from vitembed.probe.labelling.session import LabelSession
 
 
 def draw(n, d=8, num_classes=3, apart=1.0, seed=0):
@@ -22,7 +23,7 @@ def draw(n, d=8, num_classes=3, apart=1.0, seed=0):
 def test_random_answers_are_judged_by_a_probe_without_them():
     vectors, labels = draw(40)
     drawn = np.arange(40) < MIN_RANDOM  # ten folds of one each
-    found = expect(vectors, labels, drawn, C=C, confidence=np.zeros(0))
+    found = expect(vectors, labels, drawn, confidence=np.zeros(0))
     right = []
     for row in range(MIN_RANDOM):
         others = np.arange(40) != row
@@ -37,7 +38,7 @@ def test_random_answers_are_judged_by_a_probe_without_them():
 
 def test_too_few_random_answers_give_no_number_but_a_warning():
     vectors, labels = draw(60)
-    found = expect(vectors, labels, np.arange(60) < MIN_RANDOM - 1, C=C, confidence=np.zeros(5))
+    found = expect(vectors, labels, np.arange(60) < MIN_RANDOM - 1, confidence=np.zeros(5))
     assert found.accuracy is None
     assert found.ci95 is None
     assert 0.3 < found.out_of_fold <= 1
@@ -49,22 +50,22 @@ def test_too_few_random_answers_give_no_number_but_a_warning():
 
 def test_one_class_is_bare_of_a_number():
     vectors, _ = draw(30)
-    found = expect(vectors, np.zeros(30, dtype=int), np.arange(30) < 5, C=C, confidence=np.zeros(0))
+    found = expect(vectors, np.zeros(30, dtype=int), np.arange(30) < 5, confidence=np.zeros(0))
     assert found.out_of_fold is None
     assert found.abstain is None
 
 
 def test_what_more_labels_bring_is_not_claimed_from_few():
     vectors, labels = draw(60, apart=4.0)
-    text = " ".join(expect(vectors, labels, np.arange(60) < 12, C=C, confidence=np.zeros(0)).lines())
+    text = " ".join(expect(vectors, labels, np.arange(60) < 12, confidence=np.zeros(0)).lines())
     assert "too near to tell" in text
     vectors, labels = draw(250, apart=4.0)
-    found = expect(vectors, labels, np.arange(250) < 200, C=C, confidence=np.full(7, 0.99))
+    found = expect(vectors, labels, np.arange(250) < 200, confidence=np.full(7, 0.99))
     assert "hardly pay any more" in " ".join(found.lines())
     assert found.abstain.threshold is not None
     assert found.num_sure == 7
     vectors, labels = draw(40, d=30, num_classes=4, apart=0.45, seed=3)
-    found = expect(vectors, labels, np.ones(40, dtype=bool), C=C, confidence=np.zeros(0))
+    found = expect(vectors, labels, np.ones(40, dtype=bool), confidence=np.zeros(0))
     assert found.with_half < found.accuracy
 
 

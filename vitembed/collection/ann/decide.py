@@ -149,11 +149,14 @@ def _as_asked(
     lack = _lack(family, cost, free_memory, free_disk)
     if lack is not None:
         raise CollectionError(f"{lack}: name another family, or --ann auto")
-    families = (family, *(other for other in better(family) if _lack(other, estimate(other, num_vectors, dim, speed),
-                                                                    free_memory, free_disk) is None))  # fmt: skip
+    others = [
+        other
+        for other in better(family)
+        if _lack(other, estimate(other, num_vectors, dim, speed), free_memory, free_disk) is None
+    ]
     exact_ms = 1000 * num_bytes / speed.bytes_per_second
     reason = f"{family.name}, as asked for ({_scan_words(num_vectors, num_bytes, exact_ms, speed)})"
-    return Decision(families=families, reason=reason, exact_ms=exact_ms, estimate=cost)
+    return Decision(families=(family, *others), reason=reason, exact_ms=exact_ms, estimate=cost)
 
 
 def _is_enough(family: Family, num_vectors: int) -> bool:
@@ -170,11 +173,9 @@ def _lack(family: Family, cost: Estimate, free_memory: int, free_disk: int) -> s
 
 
 def _scan_words(num_vectors: int, num_bytes: int, exact_ms: float, speed: Speed) -> str:
+    milliseconds = f"{exact_ms:.2g}" if exact_ms < 100 else f"{exact_ms:.0f}"
     return (
-        f"comparing all {num_vectors:,} vectors ({size(num_bytes)}) takes about {exact_ms:.2g} ms at "
-        f"{speed.bytes_per_second / 1e9:.1f} GB/s"
-        if exact_ms < 100
-        else f"comparing all {num_vectors:,} vectors ({size(num_bytes)}) takes about {exact_ms:.0f} ms at "
+        f"comparing all {num_vectors:,} vectors ({size(num_bytes)}) takes about {milliseconds} ms at "
         f"{speed.bytes_per_second / 1e9:.1f} GB/s"
     )
 

@@ -7,24 +7,20 @@ random are judged by probes that did not learn from them.
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from sklearn.exceptions import ConvergenceWarning
 
 from vitembed.probe.evaluation.abstain import MIN_ANSWERS, AbstainRule, calibrate
 from vitembed.probe.evaluation.label_errors import out_of_fold
 from vitembed.probe.evaluation.wilson import wilson_interval
-from vitembed.probe.linear import LinearProbe
+from vitembed.probe.labelling.fitting import C, fit_probe
 
 MIN_RANDOM = 10
 """Fewer random answers than this tell too little to give a number: 9 right of 9 are 70 % or more."""
 MAX_FOLDS = 10
-TOL = 1e-3
-"""Of the solver: probabilities right to two digits, as they are told."""
 HARDLY = 0.03
 """Where a doubling of the labels brought surely less than this, more of them are said to hardly pay."""
 
@@ -112,7 +108,6 @@ def expect(
     targets: Int[np.ndarray, " m"],
     drawn: Bool[np.ndarray, " m"],
     *,
-    C: float,
     confidence: Float[np.ndarray, " r"],
     seed: int = 0,
     target_precision: float = 0.95,
@@ -127,7 +122,6 @@ def expect(
         vectors: Of the labelled images.
         targets: Their class numbers; two classes at least occur.
         drawn: Which of them were drawn at random.
-        C: Penalty of the probe.
         confidence: Of the probe in use, for the images without a label.
         seed: Decides the folds.
         target_precision: How often answers are to be right from which the probe does not abstain.
@@ -138,7 +132,7 @@ def expect(
     accuracy = ci95 = overall = with_half = gain_ci95 = rule = None
     confident, right = np.zeros(0), np.zeros(0, dtype=bool)
     if num_random >= MIN_RANDOM:
-        confident, right, right_by_half = _cross_fit(vectors, targets, drawn, C, rng, device)
+        confident, right, right_by_half = _cross_fit(vectors, targets, drawn, rng, device)
         accuracy, ci95 = float(right.mean()), wilson_interval(int(right.sum()), num_random)
         with_half, gain_ci95 = float(right_by_half.mean()), _mean_interval(right - right_by_half)
     if num_random < MIN_ANSWERS:
@@ -172,7 +166,7 @@ def _mean_interval(differences: np.ndarray) -> tuple[float, float]:
 
 
 def _cross_fit(
-    vectors: np.ndarray, targets: np.ndarray, drawn: np.ndarray, C: float, rng: np.random.Generator, device: str
+    vectors: np.ndarray, targets: np.ndarray, drawn: np.ndarray, rng: np.random.Generator, device: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of each random answer: confidence, whether right, and how often right by probes of half the labels."""
     rows = rng.permutation(np.flatnonzero(drawn))
@@ -181,10 +175,10 @@ def _cross_fit(
     by_half = np.zeros(len(targets))
     for held in np.array_split(rows, min(MAX_FOLDS, len(rows))):
         train = np.setdiff1d(np.arange(len(targets)), held)
-        answer, confident[held] = _answers(vectors, targets, train, held, C, device)
+        answer, confident[held] = _answers(vectors, targets, train, held, device)
         right[held] = answer == targets[held]
         for half in _halves(train, targets, rng):
-            by_half[held] += 0.5 * (_answers(vectors, targets, half, held, C, device)[0] == targets[held])
+            by_half[held] += 0.5 * (_answers(vectors, targets, half, held, device)[0] == targets[held])
     return confident[drawn], right[drawn], by_half[drawn]
 
 
@@ -196,15 +190,13 @@ def _halves(train: np.ndarray, targets: np.ndarray, rng: np.random.Generator) ->
 
 
 def _answers(
-    vectors: np.ndarray, targets: np.ndarray, train: np.ndarray, held: np.ndarray, C: float, device: str
+    vectors: np.ndarray, targets: np.ndarray, train: np.ndarray, held: np.ndarray, device: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Class numbers and confidences for the held-out rows; the only class where there is one alone to learn."""
     known = np.unique(targets[train])
     if len(known) < 2:
         return np.full(len(held), known[0]), np.ones(len(held))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        probe = LinearProbe(C, tol=TOL, device=device).fit(vectors[train], targets[train])
+    probe = fit_probe(vectors[train], targets[train], device=device)
     prob = probe.predict_proba(vectors[held])
     return probe.classes_[prob.argmax(axis=1)], prob.max(axis=1)
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from vitembed.csv_text import csv_bytes, read_csv, write_bytes
 from vitembed.errors import DataError, printable
 from vitembed.probe.labelling.class_names import checked_class, checked_classes
-from vitembed.probe.labelling.csv_text import csv_bytes, read_csv, write_bytes
 from vitembed.workspace import WORKSPACE_DIR
 
 FORMAT_VERSION = 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -12,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int
-from sklearn.exceptions import ConvergenceWarning
 
 from vitembed.embeddings import Embeddings
 from vitembed.errors import DataError, printable
 from vitembed.probe.labelling.choosing import margin_uncertainty, typical, unsure_and_different
 from vitembed.probe.labelling.class_names import agreed_classes, checked_classes, class_named
-from vitembed.probe.labelling.estimate import TOL, ExpectedAccuracy, expect
+from vitembed.probe.labelling.estimate import ExpectedAccuracy, expect
+from vitembed.probe.labelling.fitting import fit_probe
 from vitembed.probe.labelling.labels_file import Answer, Chosen, LabelsFile, labels_in
 from vitembed.probe.labelling.pool import Pool
 from vitembed.probe.linear import LinearProbe
@@ -28,9 +27,6 @@ RANDOM_SHARE = 0.2
 FEW_PER_CLASS, MOST_TYPICAL = 10, 150
 """Until there are this many labels for each class on average, or in all, typical images are asked about: better than
 uncertain ones as long as the probe hardly knows what it does not know, and dearer the more clusters there are."""
-C = 0.05
-"""Penalty of the probe, fixed: from 30 to 1,000 labels within a point of the best (benchmarks/label.py), and steadier
-than one that a hold-out of a few dozen labels would choose."""
 
 
 def num_typical(num_classes: int) -> int:
@@ -281,11 +277,8 @@ class LabelSession:
             if not self.is_fitted():
                 raise DataError("a probe needs labels of two classes or more: answer some more")
             rows, labels = self._labelled_rows(), self.labels
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ConvergenceWarning)
-                self._probe = LinearProbe(C, tol=TOL, device=self.device).fit(
-                    self._pool.given[rows], np.array([labels[row] for row in rows.tolist()])
-                )
+            names = np.array([labels[row] for row in rows.tolist()])
+            self._probe = fit_probe(self._pool.given[rows], names, device=self.device)
         return self._probe
 
     def probabilities(self) -> Float[np.ndarray, "n c"]:
@@ -329,7 +322,6 @@ class LabelSession:
             self._pool.given[rows],
             targets,
             drawn,
-            C=C,
             confidence=self.probabilities()[left].max(axis=1),
             seed=self.seed,
             target_precision=target_precision,

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from vitembed.csv_text import csv_bytes, read_csv, write_bytes
 from vitembed.errors import DataError, printable
 from vitembed.probe.labelling.class_names import UNSURE, class_named
-from vitembed.probe.labelling.csv_text import csv_bytes, read_csv, write_bytes
 from vitembed.probe.labelling.session import LabelSession
 
 COLUMNS = ("path", "label", "suggested", "probability", "key")

@@ -14,11 +14,11 @@ from importlib.resources import files
 
 import numpy as np
 
+from vitembed.csv_text import csv_bytes, write_bytes
 from vitembed.errors import BadImage, printable
 from vitembed.page.picture import jpeg_uri, thumbnail
 from vitembed.page.safe_text import safe
 from vitembed.probe.labelling.class_names import UNSURE
-from vitembed.probe.labelling.csv_text import csv_bytes, write_bytes
 from vitembed.probe.labelling.session import LabelSession
 from vitembed.probe.labelling.sheet_csv import image_key
 
