@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 from pathlib import Path
 
 # On tiny tensors a second thread gains nothing, and on a busy machine the two wait for each other: minutes instead of
@@ -57,6 +58,33 @@ def fake_hub():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def tiny_model():
+    """Saves an untrained model of 16 px in a folder: what a page's examples take for ``model``."""
+
+    def save(folder: Path) -> Path:
+        from vitembed.config import ViTConfig
+        from vitembed.images.preprocess import Preprocess
+        from vitembed.model.checkpoint import save_model
+        from vitembed.model.vit import VisionTransformer
+
+        config = ViTConfig(img_size=16, patch_size=8, embed_dim=32, depth=2, num_heads=2)
+        return save_model(folder, VisionTransformer(config), Preprocess(img_size=16))
+
+    return save
+
+
+@pytest.fixture
+def examples():
+    """The Python blocks of a page of ``docs/``, ready to be executed."""
+
+    def read(page: str) -> list:
+        text = (Path(__file__).parents[1] / "docs" / page).read_text(encoding="utf-8")
+        return [compile(block, page, "exec") for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL)]
+
+    return read
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -91,3 +92,26 @@ def permissions_bind(tmp_path):
     if os.access(closed, os.R_OK):
         pytest.skip("permissions do not bind this user")
     closed.unlink()
+
+
+@pytest.fixture
+def in_child():
+    """A function that runs another in a copy of this process."""
+
+    def run(function) -> int:
+        """Run it in a copy of this process; its exit status, negative for a signal."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        pid = os.fork()
+        if pid == 0:
+            status = 99
+            try:
+                function()
+                status = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(status)
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+    return run

@@ -6,7 +6,6 @@ import errno
 import os
 import shutil
 import sys
-import traceback
 from pathlib import Path
 
 import numpy as np
@@ -78,22 +77,8 @@ def telling(steps):
     ]
 
 
-def in_child(function):
-    pid = os.fork()
-    if pid == 0:
-        status = 99
-        try:
-            function()
-            status = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
 @pytest.mark.parametrize("name", ["build", "extend", "remove"])
-def test_the_process_ends_anywhere(name, small, tmp_path, tools):
+def test_the_process_ends_anywhere(name, small, tmp_path, tools, in_child):
     steps = []
     faults.hook = steps.append
     shutil.copytree(small / name, tmp_path / "whole")

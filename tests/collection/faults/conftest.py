@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import sys
 import tempfile
-import traceback
 from pathlib import Path
 
 import numpy as np
@@ -125,25 +123,8 @@ def everything(place):
 CHANGES = {"add": add, "change": change, "delete": delete, "move": move, "everything": everything}
 
 
-def in_child(function) -> int:
-    """Run it in a copy of this process; its exit status, negative for a signal."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    pid = os.fork()
-    if pid == 0:
-        status = 99
-        try:
-            function()
-            status = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
 @pytest.fixture
-def tools():
+def tools(in_child):
     """The functions above, as test modules cannot import a conftest."""
     from types import SimpleNamespace
 
