@@ -8,7 +8,9 @@ import faiss
 import numpy as np
 import pytest
 
-from vitembed.collection.ann import gpu, train
+from vitembed import Collection, Embeddings
+from vitembed.collection.ann import Scan, gpu, train
+from vitembed.embeddings import unit_rows
 
 
 @pytest.fixture
@@ -40,6 +42,67 @@ def test_truth_is_compared_on_the_card(card):
     np.testing.assert_array_equal(rows, np.argsort(-products, axis=1)[:, :7])
     np.testing.assert_allclose(scores, -np.sort(-products, axis=1)[:, :7], rtol=1e-5)
     assert card == [("knn", 5, 90)]
+
+
+@pytest.fixture
+def scan():
+    """1,000 unit vectors of 8 dimensions as float16, every third id."""
+    vectors = unit_rows(np.random.default_rng(1).standard_normal((1000, 8))).astype(np.float16)
+    return Scan.build([(np.arange(0, 3000, 3), vectors)], 8, "state")
+
+
+NOTHING = np.zeros(0, np.int64)
+
+
+@pytest.mark.parametrize("block", [1, 1000, 12_345, 1 << 28])
+@pytest.mark.parametrize("k", [1, 20, 300])
+def test_many_queries_are_compared_on_the_card_block_by_block(card, scan, monkeypatch, block, k):
+    """With the results of the processor, whatever is passed over or looked at alone."""
+    queries = unit_rows(np.random.default_rng(2).standard_normal((20, 8)))
+    choices = [(NOTHING, None), (np.arange(0, 1500, 3), None), (NOTHING, np.array([3, 6, *range(999, 2997, 3)]))]
+    monkeypatch.setattr(gpu, "BLOCK_BYTES", max(block, 4 * 8 * 20))
+    for without, only in choices:
+        by_card = scan.search(queries, k, without, only)
+        assert card
+        card.clear()
+        with monkeypatch.context() as none:
+            none.setattr(gpu, "num_gpus", lambda: 0)
+            scores, ids = scan.search(queries, k, without, only)
+        assert not card
+        np.testing.assert_allclose(by_card[0], scores, atol=1e-6)
+        np.testing.assert_array_equal(by_card[1], ids)
+
+
+def test_few_queries_or_many_neighbours_stay_where_the_vectors_are(card, scan):
+    queries = unit_rows(np.random.default_rng(2).standard_normal((gpu.MIN_QUERIES - 1, 8)))
+    scan.search(queries, 3, NOTHING)
+    assert gpu.pays(gpu.MIN_QUERIES, gpu.MAX_K)
+    assert not gpu.pays(gpu.MIN_QUERIES, gpu.MAX_K + 1)
+    assert card == []
+
+
+def test_a_full_card_is_said_and_the_processor_answers(card, scan, monkeypatch, caplog):
+    queries = unit_rows(np.random.default_rng(2).standard_normal((20, 8)))
+
+    def full(*args, **kwargs):
+        raise RuntimeError("Error in virtual void* allocMemory:\ncudaMalloc error out of memory")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(gpu.faiss, "knn_gpu", full)
+        _, ids = scan.search(queries, 3, NOTHING)
+    assert "cudaMalloc error out of memory" in caplog.text
+    np.testing.assert_array_equal(ids, scan.search(queries, 3, NOTHING)[1])
+
+
+def test_a_batch_of_queries_gives_the_same_hits_with_a_card(card, tmp_path, monkeypatch):
+    vectors = np.random.default_rng(3).standard_normal((200, 8))
+    with Collection.create(tmp_path, fingerprint="f" * 64, dim=8) as collection:
+        collection.update_from(Embeddings(vectors, [f"id{i}" for i in range(200)], "f" * 64))
+        collection.delete(["id7", "id100"])
+        found = collection.search_many(vectors[:40], k=5)
+        assert card
+        monkeypatch.setattr(gpu, "num_gpus", lambda: 0)
+        assert found == collection.search_many(vectors[:40], k=5)
 
 
 def test_centroids_are_trained_on_the_card(card, monkeypatch):

@@ -79,6 +79,24 @@ def test_damage_is_found_and_mended(tmp_path, name):
     assert open_query_graph(tmp_path, encoder.fingerprint) is None
 
 
+def test_large_weights_lie_beside_the_graph_and_are_watched_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(query_graph, "_ONE_FILE_BYTES", 1000)
+    old, new = tiny(0), tiny(1)
+    keep_query_graph(tmp_path, old)
+    keep_query_graph(tmp_path, new)
+    (weights,) = tmp_path.glob("*.data")
+    images = np.random.default_rng(1).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
+    graph = open_query_graph(tmp_path, new.fingerprint)
+    np.testing.assert_allclose(graph.embed_arrays(images), new.embed_arrays(images), atol=1e-4)
+    flipped = bytearray(weights.read_bytes())
+    flipped[1000] ^= 4
+    weights.write_bytes(flipped)
+    assert open_query_graph(tmp_path, new.fingerprint) is None
+    assert keep_query_graph(tmp_path, new)
+    weights.unlink()
+    assert open_query_graph(tmp_path, new.fingerprint) is None
+
+
 def test_an_encoder_that_no_graph_agrees_with_answers_itself(tmp_path, monkeypatch):
     encoder = tiny(0)
     monkeypatch.setattr(query_graph, "_agreement", lambda encoder, graph: 0.999)

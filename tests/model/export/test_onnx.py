@@ -13,7 +13,6 @@ from torch import nn
 
 from vitembed.config import ViTConfig
 from vitembed.errors import ConfigError, DataError, ModelError
-from vitembed.model.export import onnx as export_module
 from vitembed.model.export.onnx import export_onnx
 from vitembed.model.onnx_encoder import OnnxEncoder
 
@@ -86,10 +85,9 @@ np.save({str(tmp_path / "vectors.npy")!r}, vectors)
     np.testing.assert_allclose(np.load(tmp_path / "vectors.npy"), encoder.embed_arrays(images(2)), atol=1e-5)
 
 
-def test_weights_beyond_protobufs_limit_lie_beside_the_graph(tmp_path, monkeypatch, make_encoder, images):
-    monkeypatch.setattr(export_module, "_LARGEST_BYTES", 1000)
+def test_weights_beyond_a_limit_lie_beside_the_graph(tmp_path, make_encoder, images):
     encoder = make_encoder()
-    path = export_onnx(encoder, tmp_path / "model.onnx")
+    path = export_onnx(encoder, tmp_path / "model.onnx", one_file_bytes=1000)
     assert sorted(file.name for file in tmp_path.iterdir()) == [f"model-{encoder.fingerprint[:12]}.data", "model.onnx"]
     assert path.stat().st_size < 20_000
     np.testing.assert_allclose(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vitembed.collection.ann.approx import Approx
-from vitembed.collection.ann.gpu import knn
+from vitembed.collection.ann.gpu import best, knn
 
 _SPARE = 64
 """Of the next nearest, kept to tell ties at the last place from misses."""
@@ -42,8 +42,7 @@ class Truth:
         rows = ids[found]
         scores = np.where(rows == self.ids[:, None], -np.inf, scores)
         scores, rows = np.hstack([self.scores, scores]), np.hstack([self.rows, rows])
-        order = np.argsort(-scores, axis=1, kind="stable")[:, : self._keep - 1]
-        self.scores, self.rows = np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
+        self.scores, self.rows = best(scores, rows, self._keep - 1)
 
     def recall(self, found: np.ndarray, k: int) -> float:
         """Share of the ``k`` nearest among what was found, ids int64 ``[q, m]`` (-1: none); ties count as found.

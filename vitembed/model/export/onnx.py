@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
 
 from vitembed.atomic import atomic_path
 from vitembed.errors import ConfigError
@@ -18,16 +20,19 @@ from vitembed.model.misfit import refuse_misfit
 from vitembed.model.onnx_encoder import FORMAT, FORMAT_VERSION
 
 if TYPE_CHECKING:
-    from onnx import ModelProto
+    from onnx import ModelProto, TensorProto
 
     from vitembed.model.encoder import Encoder
 
 OTHER = "export it with --to timm, or to ONNX with its own library's exporter"
-_LARGEST_BYTES = 1 << 30
+LARGEST_BYTES = 1 << 30
 """Weights beyond this lie in a file beside the graph: protobuf, and so an ONNX file, ends at 2 GiB."""
+_SMALLEST_BYTES = 64
 
 
-def export_onnx(encoder: Encoder, path: str | Path, *, pool: str | None = None) -> Path:
+def export_onnx(
+    encoder: Encoder, path: str | Path, *, pool: str | None = None, one_file_bytes: int = LARGEST_BYTES
+) -> Path:
     """Write an encoder as an ONNX file whose output is the vector that ``Encoder`` gives, within rounding.
 
     Input ``images``: uint8 [batch, s, s, c] as ``encoder.preprocess`` makes them (resized and cropped RGB; scaling,
@@ -36,9 +41,10 @@ def export_onnx(encoder: Encoder, path: str | Path, *, pool: str | None = None) 
 
     Args:
         encoder: What to export; opened without ``speed``.
-        path: The file; one that is there is replaced, when the new one is whole. Weights of more than 1 GiB go to
-            ``<stem>-<fingerprint>.data`` beside it, which must move along.
+        path: The file; one that is there is replaced, when the new one is whole.
         pool: cls, mean or cls+mean, instead of the encoder's own.
+        one_file_bytes: Weights of more go to ``<stem>-<fingerprint>.data`` beside it, which must move along; that is
+            written and opened in less memory and time.
 
     Raises:
         ModelError: If the architecture has parts that cannot be written down.
@@ -50,13 +56,19 @@ def export_onnx(encoder: Encoder, path: str | Path, *, pool: str | None = None) 
         raise ConfigError(f"unknown pool {pool!r}: expected one of cls, mean, cls+mean")
     vit = plain_vit(encoder, "the ONNX export", OTHER)
     refuse_misfit(vit.config, "the ONNX export", [], OTHER)
-    model = build_graph(vit, encoder.preprocess, pool)
     described = facts(encoder)
     if pool != encoder.pool:
         described["fingerprint"] = fingerprint(vit.state_dict(), vit.config, encoder.preprocess, pool)
         described["pool"] = pool
+    if sum(4 * weight.numel() for weight in vit.parameters()) <= one_file_bytes:
+        model = build_graph(vit, encoder.preprocess, pool)
+    else:  # first the weights, under a name that no older graph points to, then the graph
+        beside = path.with_name(f"{path.stem}-{described['fingerprint'][:12]}.data")
+        with atomic_path(beside) as temp, temp.open("wb") as file:
+            model = build_graph(vit, encoder.preprocess, pool, store=_Beside(file, beside.name))
     _describe(model, described)
-    _write(model, path, described["fingerprint"])
+    with atomic_path(path) as temp:
+        temp.write_bytes(model.SerializeToString(deterministic=True))
     return path
 
 
@@ -80,19 +92,23 @@ def _describe(model: ModelProto, described: dict[str, Any]) -> None:
     helper.set_model_props(model, texts)
 
 
-def _write(model: ModelProto, path: Path, print_: str) -> None:
-    """Graph and weights, each whole or not at all; the weights first, under a name that no older graph points to."""
-    # Shapes of a few numbers stay in the graph: runtimes want to know them before they open another file.
-    weights = [tensor for tensor in model.graph.initializer if len(tensor.raw_data) > 64]
-    if sum(len(tensor.raw_data) for tensor in weights) > _LARGEST_BYTES:
-        from onnx.external_data_helper import set_external_data
+class _Beside:
+    """A file of weights beside the graph, written as they come: protobuf would hold all of them, several times over."""
 
-        beside = path.with_name(f"{path.stem}-{print_[:12]}.data")
-        with atomic_path(beside) as temp, temp.open("wb") as file:
-            for tensor in weights:
-                data = tensor.raw_data
-                set_external_data(tensor, beside.name, offset=file.tell(), length=len(data))
-                file.write(data)
-                tensor.ClearField("raw_data")
-    with atomic_path(path) as temp:
-        temp.write_bytes(model.SerializeToString(deterministic=True))
+    def __init__(self, file: BinaryIO, name: str) -> None:
+        self.file = file
+        self.name = name
+
+    def __call__(self, array: np.ndarray, name: str) -> TensorProto:
+        """Put an array there, unless it is small: runtimes want to know shapes before they open another file."""
+        from onnx import TensorProto, helper, numpy_helper
+
+        if array.nbytes <= _SMALLEST_BYTES:
+            return numpy_helper.from_array(array, name)
+        tensor = TensorProto(name=name, dims=array.shape, data_type=helper.np_dtype_to_tensor_dtype(array.dtype))
+        tensor.data_location = TensorProto.EXTERNAL
+        place = {"location": self.name, "offset": self.file.tell(), "length": array.nbytes}
+        for key, value in place.items():
+            tensor.external_data.add(key=key, value=str(value))
+        self.file.write(array.astype(array.dtype.newbyteorder("<"), copy=False).data)
+        return tensor

@@ -7,7 +7,7 @@ on no torch release, takes as long as copying the weights, and is what onnxrunti
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -31,7 +31,11 @@ IR_VERSION = 9
 INPUT, OUTPUT = "images", "embeddings"
 
 
-def build_graph(vit: VisionTransformer, preprocess: Preprocess, pool: str) -> ModelProto:
+Store = Callable[[np.ndarray, str], "TensorProto"]
+"""Keeps a contiguous array under a name: in the graph, or elsewhere with a word in the graph where."""
+
+
+def build_graph(vit: VisionTransformer, preprocess: Preprocess, pool: str, *, store: Store | None = None) -> ModelProto:
     """The whole way from preprocessed pixels to the vector of ``Encoder``.
 
     The input ``images`` is uint8 [batch, s, s, c] of ``preprocess.img_size``, RGB; the output ``embeddings`` is float32
@@ -41,15 +45,18 @@ def build_graph(vit: VisionTransformer, preprocess: Preprocess, pool: str) -> Mo
         vit: Its weights are copied as fp32; LayerScale, batch norm and the attention's scale are multiplied into them.
         preprocess: For size, mean and std.
         pool: cls, mean or cls+mean.
+        store: Where weights go; none: into the graph.
     """
-    return _Graph(vit, preprocess, pool).model()
+    from onnx import numpy_helper
+
+    return _Graph(vit, preprocess, pool, store or numpy_helper.from_array).model()
 
 
 class _Graph:
     """Operators and weights of one graph, in the order in which they are met."""
 
-    def __init__(self, vit: VisionTransformer, preprocess: Preprocess, pool: str) -> None:
-        self.vit, self.preprocess, self.pool = vit, preprocess, pool
+    def __init__(self, vit: VisionTransformer, preprocess: Preprocess, pool: str, store: Store) -> None:
+        self.vit, self.preprocess, self.pool, self.store = vit, preprocess, pool, store
         self.nodes: list[NodeProto] = []
         self.weights: list[TensorProto] = []
 
@@ -254,9 +261,7 @@ class _Graph:
         return self._array(name, np.array(list(values), np.int64))
 
     def _array(self, name: str, value: np.ndarray) -> str:
-        from onnx import numpy_helper
-
-        self.weights.append(numpy_helper.from_array(value if value.ndim == 0 else np.ascontiguousarray(value), name))
+        self.weights.append(self.store(value if value.ndim == 0 else np.ascontiguousarray(value), name))
         return name
 
 
