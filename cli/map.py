@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from .options import WorkspaceOption
+from .options import LabelsOption, WorkspaceOption, name_labels
 from .output import note, progress_bar, say_facts, shown
 
 
@@ -23,6 +23,7 @@ def map(
     where: Annotated[
         str | None, typer.Option("--where", metavar="EXPR", help="Only images that meet it, as for search.")
     ] = None,
+    labels: LabelsOption = None,
     max_points: Annotated[
         int, typer.Option("--max-points", min=3, metavar="N", help="Images to show; of more an even sample is drawn.")
     ] = 20_000,
@@ -47,6 +48,7 @@ def map(
     from vitembed.workspace import find_workspace
 
     with Collection.open(find_workspace(workspace).index_dir) as collection:
+        name_labels(collection, labels)
         found = make_map(collection, method=method, num_clusters=clusters, max_points=max_points, where=where)
     with progress_bar("thumbnails") as advance:
         notes = write_map(out, found, max_bytes=round(max_mb * 1e6), progress=advance)

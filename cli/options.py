@@ -6,9 +6,12 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from vitembed.collection.collection import Collection
 
 # Text, not paths: "@list.txt" is no path, and bytes outside UTF-8 pass through.
 Images = Annotated[
@@ -43,6 +46,15 @@ WorkspaceOption = Annotated[
         help="Folder that holds .vitembed. [default: VITEMBED_WORKSPACE, else the nearest at or above here]",
     ),
 ]
+LabelsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--labels",
+        metavar="FILE.csv",
+        help="What label means in --where: columns path and label, as vitembed label writes them. "
+        "[default: the folder an image is in]",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")]
 StrictOption = Annotated[bool, typer.Option("--strict", help="Exit with 3 if any image had to be skipped.")]
 ReportOption = Annotated[
@@ -67,6 +79,18 @@ def split_settings(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     if not images:
         raise typer.BadParameter("only key=value settings were given: name a folder or image too", param_hint="IMAGES")
     return images, settings
+
+
+def name_labels(collection: Collection, file: Path | None) -> None:
+    """Let ``label`` in filters mean what a file says, if one was named.
+
+    Raises:
+        DataError: If it cannot be read.
+    """
+    if file is not None:
+        from vitembed.collection.finding.label_file import read_labels
+
+        collection.use_labels(read_labels(file))
 
 
 def seconds_of(duration: str) -> float:

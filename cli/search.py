@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from .encoders import open_encoder, recorded_model, recorded_speed
-from .options import JsonOption, ModelOption, WorkspaceOption
+from .options import JsonOption, LabelsOption, ModelOption, WorkspaceOption, name_labels
 from .output import EXIT_MISTAKE, EXIT_SKIPPED, note, say, say_json, say_paths, say_table, shown
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def search(
             "= != < <= > >= in, ~ for a pattern with * and ?, and or not ( ).",
         ),
     ] = None,
+    labels: LabelsOption = None,
     min_score: Annotated[
         float | None, typer.Option("--min-score", metavar="COSINE", help="No image below this score.")
     ] = None,
@@ -101,6 +102,7 @@ def search(
       vitembed search query.jpg
       vitembed search red.jpg round.jpg --not square.jpg -k 20
       vitembed search query.jpg --where "mtime >= 2024-05 and not name ~ '*.png'"
+      vitembed search query.jpg --where "label in (cat, dog)" --labels products.csv
       vitembed search query.jpg --crop 25%,25%,50%,50% --unique
       vitembed search query.jpg --html result.html --explain why.html
       vitembed search query.jpg -0 | xargs -0 ls -l
@@ -118,6 +120,7 @@ def search(
         raise typer.BadParameter("Missing argument 'QUERY...'.")
     place = find_workspace(workspace)
     with Collection.open(place.index_dir) as collection:
+        name_labels(collection, labels)
 
         def encoder() -> QueryEncoder:
             from vitembed.collection.finding.query_graph import query_encoder

@@ -131,6 +131,18 @@ def test_dupes(vitembed, indexed, photo_folder):
     assert "expected a cosine" in vitembed("dupes", "--threshold", "1.5", code=1).stderr
 
 
+def test_labels_of_a_file_filter_searches_and_maps(vitembed, indexed, tmp_path):
+    some = answer(vitembed, QUERY, "-k", "5")
+    names = [hit["path"] for hit in some["results"]]
+    file = tmp_path / "labels.csv"
+    file.write_text("\n".join(["path,label", *(f"{name},mine" for name in names)]))
+    found = answer(vitembed, QUERY, "-k", "30", "--where", "label = mine", "--labels", str(file))
+    assert [hit["path"] for hit in found["results"]] == names
+    assert "could not be judged" in vitembed("search", QUERY, "--where", "label = mine", "--labels", str(file)).stderr
+    assert " 5" in vitembed("map", "--where", "label = mine", "--labels", str(file)).stdout
+    assert "cannot read" in vitembed("search", QUERY, "--labels", str(tmp_path / "no.csv"), code=1).stderr
+
+
 def test_map(vitembed, indexed):
     shown = vitembed("map", "--clusters", "3", "--where", "not folder = discs")
     lines = dict(line.split("  ", 1) for line in shown.stdout.splitlines())

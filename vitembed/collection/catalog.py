@@ -79,6 +79,8 @@ class Catalog:
         except (KeyError, ValueError, TypeError) as error:
             raise damaged(file, error) from error
         self._paths = Paths(self.root)
+        self.labels: dict[bytes, bytes] | None = None
+        """Label by path or external id, for filters; none: an image's label is the folder that it is in."""
 
     @classmethod
     def create(
@@ -261,7 +263,7 @@ class Catalog:
         also = f" AND {condition}" if condition else ""
         yield from self._db.execute(f"SELECT {columns} FROM files WHERE status = 'ok'{also} ORDER BY id", parameters)
 
-    def define(self, name: str, function: Callable[[bytes], bytes]) -> None:
+    def define(self, name: str, function: Callable[[bytes], bytes | None]) -> None:
         """Let the SQL of ``select`` call a function of one stored path."""
         self._db.create_function(name, 1, function, deterministic=True)
 

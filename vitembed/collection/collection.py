@@ -8,7 +8,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -338,6 +338,16 @@ class Collection:
         """How alike pairs of different images here are: what tells a high score from an ordinary one."""
         with self._catalog.read():
             return background(self.directory, self._catalog)
+
+    def use_labels(self, labels: Mapping[str, str] | None) -> None:
+        """What ``label`` means in filters from now on, in place of the folder that an image is in.
+
+        Args:
+            labels: Label by absolute path or external id (``finding.label_file.read_labels``); an image without one
+                meets no comparison. None: the folder again.
+        """
+        encoded = None if labels is None else {os.fsencode(k): os.fsencode(v) for k, v in labels.items()}
+        self._catalog.labels = encoded
 
     def num_unknown(self, where: str) -> int:
         """How many images a filter cannot judge, as what it asks for is not known of them."""

@@ -56,7 +56,7 @@ def test_the_python_runs(photo_folder, tmp_path, monkeypatch, capsys):
 
 def test_its_filters_are_filters():
     examples = re.findall(r'--where "([^"]+)"', TEXT)
-    assert len(examples) == 3
+    assert len(examples) == 4
     for example in examples:
         assert parse_where(example).fields
 

@@ -6,11 +6,13 @@ import fnmatch
 import os
 import re
 from datetime import datetime
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from vitembed.collection.collection import Collection
+from vitembed.collection.finding.label_file import read_labels
 from vitembed.collection.finding.where import FIELDS, Clause, parse_where
 from vitembed.collection.finding.where_values import parse_number, parse_time
 from vitembed.embeddings import Embeddings
@@ -38,6 +40,9 @@ def dated(tmp_path_factory):
     collection.update_from(Embeddings(vectors, names, "f" * 64))
     yield collection, root, vectors
     collection.close()
+
+
+TOM = '"tom, the cat"'
 
 
 def found(collection, where):
@@ -111,6 +116,42 @@ def test_a_whole_path_may_be_absolute_or_below_the_root(dated):
     assert one not in found(collection, f"path != '{one}'")
     assert one not in found(collection, "path != cats/2023/img_00.png")
     assert len(found(collection, f"path != '{one}'")) == 64
+
+
+def test_labels_of_a_file_take_the_place_of_folders(dated, tmp_path):
+    collection, root, _ = dated
+    below = sorted(Path(path) for path in collection.paths() if is_file(path))
+    file = root / "labels.csv"
+    rows = [f"{path.relative_to(root)},{'its' if i % 2 == 0 else TOM},x" for i, path in enumerate(below[:6])]
+    rows += ["outside 3,tom,x", "gone.png,tom,x", f"{below[7]},,x"]
+    file.write_text("\n".join(["path,label,added", *rows]))
+    collection.use_labels(read_labels(file))
+    try:
+        assert found(collection, "label = 'tom, the cat'") == [str(path) for path in below[1:6:2]]
+        assert found(collection, "label ~ tom*") == sorted([*(str(path) for path in below[1:6:2]), "outside 3"])
+        assert found(collection, "label != tom") == [str(path) for path in below[:6]]
+        assert found(collection, "label in (its, tom) and name ~ img*") == [str(path) for path in below[:6:2]]
+        assert collection.num_unknown("label = tom") == len(collection) - 7
+        assert found(collection, "folder = 2024")
+    finally:
+        collection.use_labels(None)
+    assert found(collection, "label = 2024") == found(collection, "folder = 2024")
+    assert collection.num_unknown("label = tom") == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("path,class\na.png,b\n", r"the first line must name the columns path,label"),
+        ("path,label\na.png,b\n./a.png,c\n", r"line 3: ./a.png is c here and b further up"),
+        ("path,label\na.png\n", r"line 2: 1 fields, the header has 2"),
+    ],
+)
+def test_a_label_file_that_says_two_things_is_refused(tmp_path, text, problem):
+    file = tmp_path / "labels.csv"
+    file.write_text(text)
+    with pytest.raises(DataError, match=problem):
+        read_labels(file)
 
 
 def test_what_is_not_known_meets_nothing_and_is_counted(dated):
