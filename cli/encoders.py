@@ -78,10 +78,10 @@ def index_encoder(
 ) -> LateEncoder:
     """What an index is made or kept by: the model named, else the index's own, the workspace's, a public one.
 
-    It is not read yet where its folder states that it is the one of the index that is there.
+    It is not read yet where its folder, or a note beside the index, says that it is the one of the index.
     """
     from vitembed.collection.collection import Collection
-    from vitembed.model.late import LateEncoder, stated_fingerprint
+    from vitembed.model.late import LateEncoder, noted_fingerprint, stated_fingerprint
 
     named, at, dim, made_by = model, speed or "exact", 0, None
     if not rebuild:
@@ -91,9 +91,29 @@ def index_encoder(
                 named = model or recorded_model(collection.meta, place)
                 at = speed or recorded_speed(collection.meta)
                 dim, made_by = collection.dim, collection.fingerprint
-            if at == "exact" and stated_fingerprint(Path(named or place.model_dir)) == made_by:
-                return LateEncoder(made_by, dim, lambda: open_encoder(named, workspace, speed=at))
+            source = named or os.fspath(place.model_dir)
+            stated = stated_fingerprint(Path(source)) if at == "exact" else None
+            if made_by in (stated, noted_fingerprint(place.index_dir, source, at)):
+                return LateEncoder(made_by, dim, lambda: open_noted(place, made_by, named, workspace, at))
     return LateEncoder.of(open_encoder(model_or_public(named, workspace), workspace, speed=at))
+
+
+def open_noted(place: Workspace, fingerprint: str, model: str | None, workspace: Path | None, speed: str) -> Encoder:
+    """The encoder of an index; a note that promised another one is thrown away."""
+    from vitembed.model.late import NOTE_FILE
+
+    encoder = open_encoder(model, workspace, speed=speed)
+    if encoder.fingerprint != fingerprint:
+        (place.index_dir / NOTE_FILE).unlink(missing_ok=True)
+    return encoder
+
+
+def note_model(place: Workspace, encoder: LateEncoder) -> None:
+    """Keep in mind where the encoder of an index was read, so that it need not be read to embed nothing."""
+    from vitembed.model.late import note_source
+
+    if encoder.is_read:
+        note_source(place.index_dir, encoder.encoder())
 
 
 def index_facts(encoder: LateEncoder) -> dict[str, Any]:

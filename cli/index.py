@@ -10,7 +10,7 @@ import typer
 from vitembed.errors import DataError
 from vitembed.workspace import find_workspace
 
-from .encoders import index_encoder, index_facts
+from .encoders import index_encoder, index_facts, note_model
 from .options import VECTOR_SUFFIXES, Images, ModelOption, ReportOption, SpeedOption, StrictOption, WorkspaceOption
 from .output import duration, finish, note, progress_bar, say_facts, shown
 
@@ -89,6 +89,7 @@ def index(
             done = collection.update(encoder, images, progress=lambda now: advance(now.done, now.total, _speed(now)))
         if encoder.is_read or not is_settled(place.index_dir, encoder.fingerprint):
             keep_query_graph(place.index_dir, encoder.encoder())
+        note_model(place, encoder)
         _say_report(collection, done)
         _approximate(collection, asked)
         usable = done.added + done.changed + done.moved + done.unchanged + done.deleted > 0

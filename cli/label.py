@@ -14,7 +14,7 @@ import typer
 from vitembed.errors import DataError, VitembedError
 from vitembed.workspace import WORKSPACE_DIR, find_workspace
 
-from .encoders import index_encoder, index_facts
+from .encoders import index_encoder, index_facts, note_model
 from .options import Images, JsonOption, ModelOption, ReportOption, StrictOption, WorkspaceOption
 from .output import finish, note, progress_bar, refuse_without_folder, say, say_json, shown
 
@@ -149,6 +149,7 @@ def _indexed(
     ) as collection:
         with progress_bar("embedding") as advance:
             done = collection.update(encoder, images, progress=lambda now: advance(now.done, now.total))
+        note_model(place, encoder)
         vectors = collection.embeddings()
         wanted = {entry.path for entry in walk(images)[0]}
         rows = [row for row, path in enumerate(vectors.ids) if path in wanted]

@@ -1,12 +1,22 @@
-"""An encoder that is read when the first image needs it: to bring an unchanged folder up to date takes no model."""
+"""An encoder that is read when the first image needs it: to bring an unchanged folder up to date takes no model.
+
+Nothing is embedded on the word of a note: the fingerprint is compared with that of the weights when they are read. What
+a note spares is reading them to embed nothing.
+"""
+# ruff: noqa: PTH100
+# Links are kept.
 
 from __future__ import annotations
 
 import json
+import os
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import vitembed
+from vitembed.atomic import atomic_path
 from vitembed.errors import MismatchError, printable
 
 if TYPE_CHECKING:
@@ -24,6 +34,75 @@ def stated_fingerprint(folder: Path) -> str | None:
         return str(config["fingerprint"]) if config["format"] == "vitembed-encoder" else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+NOTE_FILE = "model.json"
+"""In the folder of a collection: from which files its encoder was read. May be lost at any time."""
+
+
+def note_source(directory: Path, encoder: Encoder) -> None:
+    """Note, beside a collection, of which files its encoder was read, as they are now."""
+    document = {
+        "version": vitembed.__version__,
+        "fingerprint": encoder.fingerprint,
+        "speed": str(encoder.speed),
+        "name": encoder.name,
+        "reference": encoder.reference,
+        "files": _stamps(encoder.reference),
+    }
+    if document == _read_note(directory):
+        return
+    try:
+        with atomic_path(directory / NOTE_FILE) as temp:
+            temp.write_text(json.dumps({**document, "crc32": _seal(document)}, indent=2), encoding="utf-8")
+    except OSError:  # a medium that cannot be written: the model is read each time
+        return
+
+
+def noted_fingerprint(directory: Path, model: str, speed: str) -> str | None:
+    """Fingerprint of a model as it was noted; None if there is no note of it, or one of its files has changed since.
+
+    Args:
+        directory: Of the collection.
+        model: A path, or a public name; of a name without a commit the one that was fetched first is used anyway.
+        speed: At which it would be read.
+    """
+    note = _read_note(directory)
+    name = os.path.abspath(model) if os.path.lexists(model) else model
+    if note is None:
+        return None
+    reference = str(note["reference"])
+    is_named = name == reference or (name == note["name"] and not Path(reference).is_absolute())
+    known = (note["version"], note["speed"], note["files"])
+    if not is_named or known != (vitembed.__version__, speed, _stamps(reference)):
+        return None
+    return str(note["fingerprint"])
+
+
+def _read_note(directory: Path) -> dict[str, Any] | None:
+    try:
+        document = json.loads((directory / NOTE_FILE).read_bytes())
+        seal = document.pop("crc32")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return document if seal == _seal(document) else None
+
+
+def _seal(document: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(document, sort_keys=True).encode())
+
+
+def _stamps(reference: str) -> dict[str, list[int]]:
+    """Size and time of a model's file, or of each file in its folder; nothing of a public name, whose commit tells."""
+    path = Path(reference)
+    if not path.is_absolute():
+        return {}
+    try:
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
+        stats = {os.fspath(file): file.stat() for file in files}
+    except OSError:
+        return {reference: []}
+    return {name: [found.st_size, found.st_mtime_ns] for name, found in stats.items()}
 
 
 class LateEncoder:
