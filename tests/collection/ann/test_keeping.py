@@ -145,11 +145,28 @@ def test_an_index_slower_than_exact_is_refused(plain, tools, monkeypatch, slow_m
         assert collection.build_ann(AnnSettings(target_ms=0.9)).action == "refused"
 
 
-def test_another_minimum_or_none_at_all(indexed, tools):
+def test_another_minimum_or_none_at_all(indexed, tools, monkeypatch):
     with Collection.open(indexed) as collection:
-        report = collection.build_ann(collection.ann_settings().changed(min_recall=0.99))
-        assert report.action == "built"
-        assert report.recall >= 0.99
+        before = collection.build_ann()
+        with monkeypatch.context() as untrained:
+            no_training(untrained)
+            report = collection.build_ann(collection.ann_settings().changed(min_recall=0.999))
+            assert report.action == "measured"
+            assert report.num_probes > before.num_probes
+            assert report.recall >= 0.999
+            assert "measured again in" in report.lines()[1]
+            assert collection.build_ann().action == "kept"
+            names = [f"more/{row}" for row in range(20)]
+            collection.update_from(Embeddings(tools.make_vectors(20, seed=3), names, "f"))
+            assert collection.build_ann(collection.ann_settings().changed(min_recall=0.9)).action == "extended"
+        # What it cannot reach by looking at more lists takes another one.
+        with monkeypatch.context() as worse:
+            choices = iter([(None, [])])
+            original = keep.choose_probes
+            worse.setattr(
+                keep, "choose_probes", lambda *given, **options: next(choices, None) or original(*given, **options)
+            )
+            assert collection.build_ann(collection.ann_settings().changed(min_recall=0.99)).action == "built"
         report = collection.build_ann(collection.ann_settings().changed(family="exact"))
         assert (report.action, report.exact) == ("exact", True)
         assert files(indexed) == {"ann.json"}

@@ -94,7 +94,7 @@ class _Work:
         self._rng = np.random.default_rng(_SEED)
 
     def run(self, refused_at: int) -> AnnReport:
-        held = standing(self._directory, self.catalog, self.settings)
+        held = standing(self._directory, self.catalog)
         decision = decide(
             self.num_vectors,
             self.key.dim,
@@ -112,8 +112,8 @@ class _Work:
             kept = self._kept(held, decision)
             if kept is not None:
                 return kept
-        if held is None:
-            self._cache.remove()  # not as good as is asked now, or damaged: no search may use it meanwhile
+        if held is None or not is_accepted(held, self.settings):
+            self._cache.remove()  # damaged, or not known to be as good as is asked now: no search may use it meanwhile
         if refused_at and self.num_vectors < 2 * refused_at:
             self._cache.remove()
             reason = f"exact: no index was good enough at {refused_at:,} vectors; tried again at twice as many"
@@ -128,15 +128,20 @@ class _Work:
         return not grown and (self.settings.family == AUTO or held.family.name in named)
 
     def _kept(self, held: Approx, decision: Decision) -> AnnReport | None:
-        """As it is, or with what has come and gone since; None if it is not good enough any more."""
+        """As it is, or with what has come and gone since, or measured by another demand; None: not good enough."""
         alive = self.catalog.vector_ids()
         dead = np.setdiff1d(held.ids, alive, assume_unique=True)
         new = np.setdiff1d(alive, held.ids, assume_unique=True)
-        if len(dead) + len(new) <= MAX_TAIL_ROWS:
+        accepted, moved = is_accepted(held, self.settings), len(dead) + len(new)
+        if accepted and moved <= MAX_TAIL_ROWS:
             return self._report(held.facts, decision, "kept")
         start = time.perf_counter()
-        self._say(f"{held.family.name}: {len(new):,} new images go into the index, {len(dead):,} are taken out")
+        if moved:
+            self._say(f"{held.family.name}: {len(new):,} new images go into the index, {len(dead):,} are taken out")
         index = self._cache.load(mapped=False).index
+        if not accepted:
+            self._say(f"{held.family.name}: something else is asked for now, so its recall is measured again")
+            self._cache.remove()  # no search may use it meanwhile
         if len(dead):
             index.remove_ids(faiss.IDSelectorBatch(dead))
         for at in range(0, len(new), _ROWS_AT_ONCE):
@@ -146,15 +151,15 @@ class _Work:
         truth = self._truth()
         for ids, vectors in self.catalog.all_vectors(_ROWS_AT_ONCE):
             truth.add(ids, vectors.astype(np.float32))
-        quality: Quality | None = measure(approx, truth, held.facts.num_probes)
-        if quality is not None and quality.recall < self.settings.min_recall:
+        quality = measure(approx, truth, held.facts.num_probes) if accepted else None
+        if quality is None or quality.recall < self.settings.min_recall:
             quality, _ = self._choose(approx, truth, decision)
         if quality is None:
-            self._say(f"{held.family.name}: recall has fallen below {self.settings.min_recall:g}, so it is built anew")
+            self._say(f"{held.family.name}: recall does not reach {self.settings.min_recall:g}, so it is built anew")
             return None
         seconds = time.perf_counter() - start
         facts = self._facts(approx, quality, decision, held.facts.num_trained, seconds)
-        return self._publish(Approx(index, facts, held.family), decision, "extended")
+        return self._publish(Approx(index, facts, held.family), decision, "extended" if moved else "measured")
 
     def _build(self, decision: Decision) -> AnnReport:
         cost = decision.estimate
@@ -272,17 +277,20 @@ class _Work:
         )
 
 
-def standing(directory: Path, catalog: Catalog, settings: AnnSettings) -> Approx | None:
-    """The index that is there, if it is whole and was accepted by what is asked now."""
+def standing(directory: Path, catalog: Catalog) -> Approx | None:
+    """The index that is there, if it is whole."""
     try:
-        found = ApproxCache(directory, CacheKey.of(catalog)).load()
+        return ApproxCache(directory, CacheKey.of(catalog)).load()
     except FileNotFoundError:
         return None
     except (DataError, OSError) as error:
         log.warning("the approximate index is unusable (%s)", error)
         return None
-    accepted = (found.facts.min_recall, found.facts.target_ms)
-    return found if accepted == (settings.min_recall, settings.target_ms) else None
+
+
+def is_accepted(held: Approx, settings: AnnSettings) -> bool:
+    """Whether it was found good by what is asked now."""
+    return (held.facts.min_recall, held.facts.target_ms) == (settings.min_recall, settings.target_ms)
 
 
 def _duration(seconds: float) -> str:

@@ -69,7 +69,7 @@ class AnnReport:
     exact: bool
     """Whether every vector is compared."""
     action: str
-    """``exact``, ``kept``, ``built``, ``extended`` or ``refused`` (no index was good enough)."""
+    """``exact``, ``kept``, ``built``, ``extended``, ``measured`` (by another demand) or ``refused`` (none was good)."""
     reason: str
     """In words, with the numbers."""
     num_vectors: int
@@ -102,7 +102,7 @@ class AnnReport:
             return [self.reason]
         recall = f"recall@10 {self.recall:.3f} (@100 {self.recall_at_100:.3f})"
         numbers = f"{self.family}, {self.num_probes} lists a query: {recall} in {self.query_ms:.2g} ms"
-        made = {"built": "built", "extended": "extended"}.get(self.action)
+        made = {"built": "built", "extended": "extended", "measured": "measured again"}.get(self.action)
         size = f"{(self.num_bytes or 0) / 1e6:.3g} MB"
         how = size if made is None else f"{made} in {self.build_seconds or 0:.1f} s, {size}"
         return [f"approximate: {self.reason}", f"{numbers}; {how}"]

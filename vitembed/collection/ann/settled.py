@@ -28,9 +28,10 @@ def settled(directory: Path, catalog: Catalog, settings: AnnSettings | None) -> 
     if report is not None and (record.collection_id, record.state) == (catalog.collection_id, catalog.state()):
         if report.exact:
             return report
-        from vitembed.collection.ann.keep import standing
+        from vitembed.collection.ann.keep import is_accepted, standing
 
-        return replace(report, action="kept") if standing(directory, catalog, wanted) is not None else None
+        held = standing(directory, catalog)
+        return replace(report, action="kept") if held is not None and is_accepted(held, wanted) else None
     num_vectors = catalog.num_vectors()
     small = is_small(num_vectors, catalog.dim * VECTOR_TYPES[catalog.vector_type].itemsize, wanted)
     if record.asked or report is not None or not small:
