@@ -68,6 +68,11 @@ def test_each_image_keeps_its_place_whatever_the_others_do(odd_loads, tmp_path):
     assert children() == []
 
 
+def test_what_decoders_print_names_no_image_and_is_not_shown(odd_loads, capfd):
+    assert [result.full_size[0] for result in loaded(odd_loads.load, ["0 chatty", "1"])] == [0, 1]
+    assert capfd.readouterr() == ("", "")
+
+
 def test_an_image_that_takes_for_ever_costs_its_time_limit(odd_loads):
     start = time.monotonic()
     results = loaded(odd_loads.load, ["0", "1 hang", "2", "3"], num_workers=1, image_seconds=0.6)

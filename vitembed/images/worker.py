@@ -137,6 +137,11 @@ def serve(stdin: BinaryIO) -> None:
         load, time_limit = pickle.loads(_receive(stdin))
         answers.write(_READY)
         answers.flush()
+        # From here on what is wrong with an image goes by its answer. What libtiff and others print besides, hundreds
+        # of lines that name no file, would bury it.
+        silent = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(silent, 1)
+        os.dup2(silent, 2)
         while True:
             ref = pickle.loads(_receive(stdin))
             with _time_limit(time_limit):
