@@ -9,6 +9,7 @@ import importlib
 import logging
 import os
 import sys
+import warnings
 from typing import Annotated, Any
 
 import typer
@@ -77,6 +78,8 @@ class Group(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the chosen command."""
+        # Pillow warns of tags and frames without naming the file; what is wrong with an image is said at the end.
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
         try:
             return super().invoke(ctx)
         except FailedElsewhere as error:  # one line for all processes of a run

@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vitembed.images import cache as cache_module
+from vitembed.images.source import ImageRef
+
 
 @pytest.fixture
 def photo() -> np.ndarray:
@@ -87,3 +90,20 @@ def draw() -> SimpleNamespace:
         tiff_exif=tiff_exif,
         jpeg_with_orientation=jpeg_with_orientation,
     )
+
+
+@pytest.fixture
+def decoded(monkeypatch) -> list[ImageRef]:
+    """Which images a cache decodes, as it does: in threads here, as what processes do cannot be counted."""
+    seen: list[ImageRef] = []
+    real = cache_module.load_batches
+
+    def counting(refs, load, **options):
+        def counted(ref):
+            seen.append(ref)
+            return load(ref)
+
+        return real(refs, counted, **options | {"isolated": False})
+
+    monkeypatch.setattr(cache_module, "load_batches", counting)
+    return seen

@@ -12,6 +12,7 @@ import numpy as np
 
 from vitembed.errors import BadImage
 from vitembed.images.loaded import Loaded
+from vitembed.images.on_demand import Squash
 
 
 def load(ref):
@@ -44,6 +45,15 @@ def load(ref):
             open(mark, "w").close()
             os.abort()
     return Loaded(np.full((2, 2, 3), int(number) % 251, np.uint8), (int(number), 7))
+
+
+class Crashing(Squash):
+    """Brings its process down on one image."""
+
+    def __call__(self, ref):
+        if ref.path.endswith("020.png"):
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return super().__call__(ref)
 
 
 class Unstartable:

@@ -36,20 +36,6 @@ def refs(tmp_path: Path) -> list[ImageRef]:
     return made
 
 
-@pytest.fixture
-def decoded(monkeypatch) -> list[ImageRef]:
-    """Which images are decoded, as they are."""
-    seen: list[ImageRef] = []
-    real = cache_module.decode_image
-
-    def counting(ref, *args, **kwargs):
-        seen.append(ref)
-        return real(ref, *args, **kwargs)
-
-    monkeypatch.setattr(cache_module, "decode_image", counting)
-    return seen
-
-
 def check(cache: ImageCache, refs: list[ImageRef]) -> None:
     """Every row is its own image."""
     good = [i for i in range(len(refs)) if i % 10 != 9]
@@ -86,6 +72,21 @@ def test_in_memory_is_the_same(tmp_path, refs):
     assert not isinstance(cache.images, np.memmap)
     assert steps[-1] == (COUNT, COUNT)
     assert [done for done, _ in steps] == sorted(done for done, _ in steps)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are POSIX")
+def test_an_image_that_crashes_its_decoder_is_a_bad_one(tmp_path, refs, monkeypatch):
+    """Not the end of the run, and of every later run that goes on with the build."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    from odd_loads import Crashing
+
+    monkeypatch.setattr(cache_module, "Squash", Crashing)
+    cache = ImageCache.build(refs, tmp_path / "cache", size=4)
+    reasons = {bad.path: bad.reason for bad in cache.bad}
+    assert len(cache) == 134
+    assert reasons.pop(refs[20].path) == "crashed its decoder (SIGSEGV)"
+    assert set(reasons.values()) == {"not an image"}
+    assert [int(image[0, 0, 0]) for image in cache.images] == [i for i in range(COUNT) if i % 10 != 9 and i != 20]
 
 
 def test_squash_and_aspect_of_a_turned_photo(tmp_path, draw, photo):

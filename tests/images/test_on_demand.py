@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 
 from vitembed.errors import DataError
-from vitembed.images import cache as cache_module
 from vitembed.images import cache_place, on_demand
 from vitembed.images.cache import ImageCache
 from vitembed.images.source import ImageRef
@@ -50,18 +49,15 @@ def test_rows_are_those_of_a_cache_in_any_order(tmp_path, refs, num_workers):
     anew.close()
 
 
-def test_checked_once_and_pixels_are_not_kept(tmp_path, refs, monkeypatch):
-    checked = []
-    real = cache_module.decode_image
-    monkeypatch.setattr(cache_module, "decode_image", lambda ref, *a, **k: checked.append(ref) or real(ref, *a, **k))
+def test_checked_once_and_pixels_are_not_kept(tmp_path, refs, decoded):
     ImageCache.on_demand(refs, tmp_path / "cache", size=6)
-    assert len(checked) == 40
+    assert len(decoded) == 40
     ImageCache.on_demand(refs, tmp_path / "cache", size=6)
-    assert len(checked) == 40
+    assert len(decoded) == 40
     assert [path.stat().st_size for path in (tmp_path / "cache").rglob("pixels.u8")] == [0]
     assert [path.stat().st_size for path in (tmp_path / "cache").rglob("aspect.f32")] == [36 * 4]
     ImageCache.on_demand(refs, tmp_path / "cache", size=7)  # a scaled decode at another size may meet other bytes
-    assert len(checked) == 80
+    assert len(decoded) == 80
 
 
 def test_an_image_that_goes_bad_later_is_named_and_not_replaced(tmp_path, refs):

@@ -14,10 +14,10 @@ from jaxtyping import Float32, UInt8
 
 from vitembed.errors import BadImage, DataError
 from vitembed.images.cache_files import Rows, bytes_of, find_or_build, gigabytes
-from vitembed.images.decode import DecodeOptions, decode_image
+from vitembed.images.decode import DecodeOptions
 from vitembed.images.loader import load_batches
 from vitembed.images.memory import available_bytes
-from vitembed.images.on_demand import OnDemandImages, squashed
+from vitembed.images.on_demand import OnDemandImages, Squash
 from vitembed.images.source import ImageRef
 
 _BATCH = 64
@@ -70,7 +70,7 @@ class ImageCache:
             directory: Holds one folder per cache; made if needed.
             size: Side of the squashed squares, in pixels.
             options: How to decode; JPEG may decode scaled, at twice ``size`` or more.
-            num_workers: Decoding threads; default one per core.
+            num_workers: Decoding processes; default one per core; 0: none, all in the caller's thread.
             progress: Called with images done and images in all, after each batch.
 
         Raises:
@@ -144,7 +144,7 @@ class ImageCache:
             directory: As in ``build``.
             size: Side of the squashed squares, in pixels.
             options: How to decode.
-            num_workers: Decoding threads; default one per core.
+            num_workers: Decoding processes; default one per core; 0: none, all in the caller's thread.
             progress: Called with images done and images in all, after each batch.
 
         Raises:
@@ -174,17 +174,12 @@ def _decode_all(
     refs: list[ImageRef], size: int, options: DecodeOptions, num_workers: int | None, keep: bool, start: int
 ) -> Generator[Rows, None, None]:
     """Rows of ``refs[start:]``; without ``keep`` images are decoded and forgotten."""
-    aspects: dict[ImageRef, float] = {}
-    side = size if keep else 0
-
-    def load(ref: ImageRef) -> np.ndarray:
-        decoded = decode_image(ref, options, target_px=size)
-        aspects[ref] = decoded.full_size[0] / decoded.full_size[1]
-        return squashed(decoded, size) if keep else np.empty((0, 0, 3), np.uint8)
-
-    todo = refs[start:]
-    with contextlib.closing(load_batches(todo, load, batch_size=_BATCH, num_workers=num_workers)) as batches:
+    todo, side = refs[start:], size if keep else 0
+    load = Squash(size, options, keep)
+    batches = load_batches(todo, load, batch_size=_BATCH, num_workers=num_workers, isolated=True)
+    with contextlib.closing(batches):
         for batch in batches:
             images = batch.images.reshape(len(batch.indices), side, side, 3)  # a batch of only bad images knows no size
-            aspect = np.array([aspects[todo[i]] for i in batch.indices], np.float32)
+            width, height = batch.image_sizes.T
+            aspect = (width / height).astype(np.float32)
             yield Rows(images, aspect, {start + i: error.reason for i, error in batch.bad})

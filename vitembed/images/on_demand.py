@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import UInt8
@@ -12,6 +13,7 @@ from PIL.Image import Resampling
 
 from vitembed.errors import BadImage, DataError
 from vitembed.images.decode import Decoded, DecodeOptions, decode_image
+from vitembed.images.loaded import Loaded
 from vitembed.images.loader import default_workers
 from vitembed.images.source import ImageRef
 
@@ -19,6 +21,27 @@ from vitembed.images.source import ImageRef
 def squashed(decoded: Decoded, size: int) -> UInt8[np.ndarray, "s s 3"]:
     """The whole image as a square of ``size`` pixels."""
     return np.array(decoded.image.resize((size, size), Resampling.BICUBIC))
+
+
+@dataclass(frozen=True)
+class Squash:
+    """Loads an image as such a square, wherever it is called: picklable, for processes that decode.
+
+    Args:
+        size: Side of the square in pixels.
+        options: How to decode.
+        keep: Off: decode it whole, to see that this can be done, and give no pixels.
+    """
+
+    size: int
+    options: DecodeOptions = field(default_factory=DecodeOptions)
+    keep: bool = True
+
+    def __call__(self, ref: ImageRef) -> Loaded:
+        """The square, and the size of the upright original."""
+        decoded = decode_image(ref, self.options, target_px=self.size)
+        pixels = squashed(decoded, self.size) if self.keep else np.empty((0, 0, 3), np.uint8)
+        return Loaded(pixels, decoded.full_size)
 
 
 class OnDemandImages:
@@ -84,9 +107,8 @@ class OnDemandImages:
         return images
 
     def _decode(self, ref: ImageRef) -> UInt8[np.ndarray, "s s 3"]:
-        size = self.shape[1]
         try:
-            return squashed(decode_image(ref, self.options, target_px=size), size)
+            return Squash(self.shape[1], self.options)(ref).pixels
         except BadImage as error:
             raise DataError(
                 f"{error}; it could be read when the run checked its images, and nothing is put in its place: bring "

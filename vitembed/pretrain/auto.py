@@ -8,14 +8,13 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from vitembed.config import PretrainConfig
 from vitembed.device import resolve_device
-from vitembed.errors import BadImage
-from vitembed.images.decode import decode_image
 from vitembed.images.grey import is_grey
+from vitembed.images.loader import load_batches
+from vitembed.images.on_demand import Squash
 from vitembed.images.source import ImageRef
 from vitembed.pretrain.memory import fitting_batch_size
 from vitembed.recipes import load_config
@@ -147,12 +146,9 @@ def epochs_for(num_images: int) -> int:
 
 def look_at(refs: Sequence[ImageRef], *, num_samples: int = 64) -> Look:
     """Size and colour of evenly spaced images; unreadable ones do not count, the decoding names them later."""
-    sides, colours = [], []
-    for ref in refs[:: max(1, len(refs) // num_samples)][:num_samples]:
-        try:
-            decoded = decode_image(ref, target_px=32)
-        except BadImage:
-            continue
-        sides.append(min(decoded.full_size))
-        colours.append(not is_grey(np.asarray(decoded.image.resize((32, 32)))))
+    sample = refs[:: max(1, len(refs) // num_samples)][:num_samples]
+    sides, colours = list[int](), list[bool]()
+    for batch in load_batches(sample, Squash(32), batch_size=num_samples, isolated=True):
+        sides += batch.image_sizes.min(axis=1).tolist()
+        colours += [not is_grey(pixels) for pixels in batch.images]
     return Look(side=round(statistics.median(sides)) if sides else 0, grey=bool(sides) and not any(colours))
