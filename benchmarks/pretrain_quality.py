@@ -57,10 +57,11 @@ PEER_NAMES = ("simclr", "mocov3", "dino", "visreg", "mae", "ibot", "msn")
 FLOORS = ("pixels", "untrained")
 # The sizes at which the sets' images lie: larger cached squares would only be blown up.
 BACKBONE = {
-    "cifar10": ["model.img_size=32", "data.cache_size=32"],
-    "fashion": ["model.img_size=32", "data.cache_size=32"],
-    "emoji": ["model.img_size=32", "data.cache_size=48"],
+    "cifar10": ["model.img_size=32", "model.patch_size=8", "data.cache_size=32"],
+    "fashion": ["model.img_size=32", "model.patch_size=8", "data.cache_size=32"],
+    "emoji": ["model.img_size=32", "model.patch_size=8", "data.cache_size=48"],
 }
+OTHER_BACKBONE = ["model.img_size=64", "model.patch_size=16"]
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def key_of(record: dict[str, Any]) -> tuple[Any, ...]:
 
 def config_of(job: Job, name: str, changes: Iterable[str]) -> PretrainConfig:
     """A recipe of ours on the backbone that all share."""
-    given = ["model.size=nano", "model.stem=conv", "model.patch_size=8", *BACKBONE.get(job.data, ["model.img_size=64"])]
+    given = ["model.size=nano", "model.stem=conv", *BACKBONE.get(job.data, OTHER_BACKBONE)]
     return load_config(PretrainConfig, name, [*given, *job.settings, *changes, f"seed={job.seed}"])
 
 

@@ -24,6 +24,9 @@ from speed.model import compiled_against_eager, masked_against_whole, peak_memor
 from speed.photos import write_photos
 from speed.pipeline import STEPS, pretrain_against_bare
 
+AT_32 = ["model.img_size=32", "model.patch_size=8"]
+AT_96 = ["model.img_size=96", "model.patch_size=8", "model.stem=patch"]
+
 
 def pipeline(scratch: Path) -> None:
     print("\nvitembed pretrain (Lightning, callbacks, cache) against the bare step on tensors in memory")
@@ -34,7 +37,12 @@ def pipeline(scratch: Path) -> None:
     }
     cases = [
         ("640 x 480", "disk", "nano, 64 px, conv stem", ["optim.batch_size=32"]),
-        ("640 x 480", "ram", "nano, 32 px, conv stem", ["optim.batch_size=32", "model.img_size=32"]),
+        (
+            "640 x 480",
+            "ram",
+            "nano, 32 px, conv stem",
+            ["optim.batch_size=32", *AT_32],
+        ),
         ("2000 x 1500", "disk", "nano, 64 px, conv stem", ["optim.batch_size=32"]),
     ]
     for number, (photos, cache, model, settings) in enumerate(cases):
@@ -82,7 +90,11 @@ def masked(scratch: Path) -> None:
     for model, settings, batch in (
         ("nano, 64 px, conv stem", [], 32),
         ("nano, 64 px, patch stem", ["model.stem=patch"], 32),
-        ("tiny, 96 px, patch stem", ["model.size=tiny", "model.img_size=96", "model.stem=patch"], 8),
+        (
+            "tiny, 96 px, patch stem",
+            ["model.size=tiny", *AT_96],
+            8,
+        ),
     ):
         for ratio in (0.5, 0.75):
             pair, fewer = masked_against_whole(settings, ratio, batch)
@@ -102,7 +114,11 @@ def flops_used(scratch: Path) -> None:
     print("model                        batch  share  matmul GFLOP per CPU second")
     for model, settings, batch in (
         ("nano, 64 px, conv stem", [], 64),
-        ("small, 96 px, patch stem", ["model.size=small", "model.img_size=96", "model.stem=patch"], 8),
+        (
+            "small, 96 px, patch stem",
+            ["model.size=small", *AT_96],
+            8,
+        ),
     ):
         share, rate = utilisation(settings, batch)
         print(f"{model:27} {batch:6} {share:6.0%} {rate / 1e9:28.0f}", flush=True)

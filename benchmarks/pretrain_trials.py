@@ -2,7 +2,7 @@ r"""Trials of the objective at a budget of CPU-minutes, evaluation not counted: 
 
     python benchmarks/pretrain_trials.py --minutes 2 --config emoji objective.mask_ratio=0.25
     python benchmarks/pretrain_trials.py --minutes 3 --images CIFAR/train --test CIFAR/test --config nano \
-        model.img_size=32 data.cache_size=32
+        model.img_size=32 model.patch_size=8 data.cache_size=32
 
 Without ``--images``: the demo's emoji, scored by edited copies (a), the other artist (b) and the category. With it:
 class folders, scored by k-NN (k = 20, T = 0.07) and a linear probe on the cls vector of ``--test``. One thread.

@@ -8,7 +8,7 @@ from PIL import Image
 
 from vitembed.config import PretrainConfig
 from vitembed.images.source import ImageRef
-from vitembed.pretrain.auto import batch_for, choose, epochs_for, look_at, sizes_for
+from vitembed.pretrain.auto import batch_for, choose, epochs_for, look_at, patch_of, sizes_for
 from vitembed.recipes import load_config
 
 
@@ -49,7 +49,7 @@ def test_without_a_gpu_a_small_model_for_a_few_minutes(tmp_path):
     choice = choose(images(tmp_path, [(500, 375)] * 4), gpu=False)
     config = resolved(choice)
     assert choice.recipe == "nano"
-    assert (config.model.img_size, config.model.patch_size) == (64, 8)
+    assert (config.model.img_size, config.model.patch_size) == (64, 16)
     assert config.time_budget_seconds == 600
     assert config.optim.batch_size == 32
     assert any("no GPU" in reason for reason in choice.reasons)
@@ -80,12 +80,22 @@ def test_what_the_user_names_is_left_to_the_user(tmp_path):
     assert resolved(choice, *own).time_budget_seconds is None
 
 
+def test_patches_follow_the_size_that_the_user_names(tmp_path):
+    refs = images(tmp_path, [(500, 375)] * 4)
+    for own, expected in ((["model.img_size=32"], (32, 8)), (["model.img_size=32", "model.patch_size=16"], (32, 16))):
+        choice = choose(refs, gpu=False, overrides=own)
+        config = resolved(choice, *own)
+        assert (config.model.img_size, config.model.patch_size) == expected
+
+
 def test_sizes_batches_and_lengths_over_the_whole_range():
     for side in (0, 28, 47, 48, 160, 4000):
         for gpu in (False, True):
             img_size, patch_size = sizes_for(side, gpu=gpu)
             assert img_size % patch_size == 0
             assert 16 <= (img_size // patch_size) ** 2 <= 256
+    assert sizes_for(500, gpu=False, compares_views=False) == (64, 8)
+    assert [patch_of(size) for size in (16, 32, 48, 56, 64, 96, 224)] == [4, 8, 8, 8, 16, 16, 16]
     config = load_config(PretrainConfig, "nano")
     assert [batch_for(num, config) for num in (8, 500, 2_500, 50_000, 10**6)] == [32, 32, 256, 256, 256]
     assert [epochs_for(num) for num in (100, 10_000, 100_000, 10**6)] == [400, 400, 100, 30]

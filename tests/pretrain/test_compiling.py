@@ -17,7 +17,13 @@ from vitembed.pretrain.compiling import compile_blocks
 from vitembed.pretrain.objective import MaskedViews
 from vitembed.recipes import load_config
 
-TINY = ["model.img_size=16", "model.embed_dim=16", "model.depth=2", "objective.head_hidden_dim=16"]
+TINY = [
+    "model.img_size=16",
+    "model.patch_size=8",
+    "model.embed_dim=16",
+    "model.depth=2",
+    "objective.head_hidden_dim=16",
+]
 
 
 def make(mode: str) -> tuple[PretrainConfig, MaskedViews]:

@@ -45,7 +45,7 @@ for _ in range(2):
     optimizer.step()
 print(peak() - before)
 """
-SMALL = ["model.img_size=32", "objective.head_hidden_dim=256"]
+SMALL = ["model.img_size=32", "model.patch_size=8", "objective.head_hidden_dim=256"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is measured the way of Linux")

@@ -78,7 +78,10 @@ def choose(
         recipe = "plain"
         reasons.append("augment.preset=none leaves no views to compare: recipe plain (masked patches, cls regression)")
 
-    img_size, patch_size = sizes_for(look.side, gpu=gpu)
+    img_size, patch_size = sizes_for(look.side, gpu=gpu, compares_views=recipe != "plain")
+    asked = [setting.split("=", 1)[1] for setting in overrides if setting.startswith("model.img_size=")]
+    if asked and asked[-1].isdecimal() and not gpu:
+        img_size, patch_size = int(asked[-1]), patch_of(int(asked[-1]))
     settings |= {"model.img_size": str(img_size), "model.patch_size": str(patch_size)}
     reasons.append(
         f"images are typically {look.side} px on their shorter side: views of {img_size} px in {patch_size}-px patches"
@@ -106,16 +109,22 @@ def choose(
     return Choice(recipe, chosen, reasons)
 
 
-def sizes_for(side: int, *, gpu: bool) -> tuple[int, int]:
+def sizes_for(side: int, *, gpu: bool, compares_views: bool = True) -> tuple[int, int]:
     """Side of a view and of a patch in pixels, for images of a typical shorter side.
 
-    A CPU gets 16 patches an image or 64: images seen count for more there than details (docs/experiments.md).
+    A CPU gets 16 patches an image: images seen count for more there than details (docs/experiments.md). 64 where
+    nothing but hidden patches is learned from.
     """
     if side < 48:
         return (32, 4) if gpu else (32, 8)
     if not gpu:
-        return 64, 8
+        return (64, 16) if compares_views else (64, 8)
     return (96, 8) if side < 160 else (224, 16)
+
+
+def patch_of(img_size: int) -> int:
+    """Side of a patch for views of a size that the user chose, on a CPU: 4, 8 or 16 px, so that 16 patches are left."""
+    return max([size for size in (4, 8, 16) if img_size % size == 0 and img_size >= 4 * size], default=4)
 
 
 def fitting_batch(num_images: int, config: PretrainConfig) -> tuple[int, list[str]]:
