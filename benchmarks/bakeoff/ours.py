@@ -23,8 +23,8 @@ from vitembed.pretrain.schedule import Clock
 ABLATIONS: dict[str, list[str]] = {
     "no-patch": ["objective.patch_weight=0"],
     "no-mask": ["objective.mask_ratio=0", "objective.local_mask_ratio=0", "objective.patch_weight=0"],
-    "no-spread": ["objective.spread=info_nce"],
-    "no-cls": ["objective.spread=none", "objective.num_local_views=0"],
+    "no-spread": ["objective.spread=info_nce", "objective.contrast_weight=0"],
+    "no-cls": ["objective.spread=none", "objective.contrast_weight=0", "objective.num_local_views=0"],
 }
 
 

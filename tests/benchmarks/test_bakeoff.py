@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import pretrain_quality
 from bakeoff.data import labels_of, load_data
-from bakeoff.ours import train_ours
+from bakeoff.ours import ABLATIONS, train_ours
 from bakeoff.recipes import RECIPES, with_settings
 from bakeoff.report import markdown_report, svg_curves
 from bakeoff.score import encoder_scores
@@ -127,6 +127,12 @@ def test_report_gives_mean_and_spread_over_seeds_and_the_tuned_row(tmp_path):
     assert "- dino, k-NN at 2 min by learning rate: x0.25: 30.2, x1: 31.0, x4: 34.0" in report
     curves = xml.etree.ElementTree.fromstring(svg_curves(runs))
     assert len(curves.findall("{*}polyline")) == 2
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_every_term_of_the_default_can_be_taken_away(name):
+    changed, whole = (load_config(PretrainConfig, "nano", given) for given in (ABLATIONS[name], []))
+    assert changed.objective != whole.objective
 
 
 def test_our_recipe_learns_for_as_many_steps_as_it_is_given(photo_folder, tmp_path):
