@@ -54,7 +54,7 @@ import vitembed
 from vitembed._torchvision import import_torchvision
 import_torchvision()
 import vitembed.pretrain.fit, vitembed.pretrain.watch.report
-import vitembed.images.cache, vitembed.model.checkpoint
+import vitembed.images.on_demand, vitembed.model.checkpoint
 from vitembed.pretrain import run
 from vitembed.pretrain.keep import checkpoint_io
 from vitembed.workspace import find_workspace
@@ -78,7 +78,7 @@ def dying(function, at, before=True, when=lambda *args: True):
 def arm(place):
     replaces = pathlib.Path.replace
     if place == "decoding":
-        vitembed.images.cache.decode_image = dying(vitembed.images.cache.decode_image, 9)
+        vitembed.images.on_demand.decode_image = dying(vitembed.images.on_demand.decode_image, 9)
     elif place == "half a state":
         checkpoint_io._Remembering.write = dying(checkpoint_io._Remembering.write, 90)
     elif place == "between the two renames":

@@ -27,9 +27,12 @@ TINY = ["model.embed_dim=32", "model.depth=2", "model.num_heads=2", "objective.h
 TINY += ["objective.head_dim=16", "objective.decoder_dim=32", "trainer.accelerator=cpu"]
 
 
+PATCHES = ["model.img_size=64", "model.patch_size=8", "model.stem=patch"]
+
+
 def step_flops(*settings: str) -> int:
     """Forward and backward of the whole objective."""
-    config = load_config(PretrainConfig, "nano", [*TINY, "model.img_size=64", "model.stem=patch", *settings])
+    config = load_config(PretrainConfig, "nano", [*TINY, *PATCHES, *settings])
     objective = MaskedViews(VisionTransformer(config.model.vit()), config.objective)
     # The counter knows this attention only.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
