@@ -14,7 +14,7 @@ from pathlib import Path
 
 _LIGHT = (
     "pandas<3", "wandb", "flask", "flask_cors", "flask_restful", "prometheus_client", "fire", "braceexpand",
-    "webdataset", "ftfy", "regex", "tqdm", "fsspec", "aiohttp", "h5py", "img2dataset",
+    "webdataset", "ftfy", "regex", "tqdm", "fsspec", "aiohttp", "h5py", "img2dataset", "onnxscript",
 )  # fmt: skip
 _WITHOUT_DEPENDENCIES = (
     "clip-retrieval", "all_clip", "autofaiss", "embedding-reader", "open_clip_torch", "clip-anytorch",

@@ -20,11 +20,19 @@ from vitembed.pretrain.objective import MaskedViews
 from vitembed.recipes import load_config
 
 
-def make_step(settings: list[str], batch_size: int, *, recipe: str = "nano") -> Callable[[], None]:
-    """Forward, backward and AdamW of a recipe's objective on views in memory."""
+def make_step(
+    settings: list[str],
+    batch_size: int,
+    *,
+    recipe: str = "nano",
+    change: Callable[[VisionTransformer], None] | None = None,
+) -> Callable[[], None]:
+    """Forward, backward and AdamW of a recipe's objective on views in memory; the encoder changed before, or not."""
     config = load_config(PretrainConfig, recipe, settings)
     torch.manual_seed(0)
     objective = MaskedViews(VisionTransformer(config.model.vit()), config.objective)
+    if change is not None:
+        change(objective.vit)
     parameters = [parameter for parameter in objective.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
     views = torch.randn(config.objective.num_views, batch_size, 3, config.model.img_size, config.model.img_size)
@@ -50,6 +58,17 @@ def masked_against_whole(settings: list[str], mask_ratio: float, batch_size: int
     masked = make_step([*bare, f"objective.mask_ratio={mask_ratio}"], batch_size)
     whole = make_step([*bare, "objective.mask_ratio=0"], batch_size)
     return in_turn(masked, whole, clock=time.process_time), flops(whole) / flops(masked)
+
+
+def channels_last_against_first(settings: list[str], batch_size: int, *, pairs: int = 9) -> Pair:
+    """Seconds of the step with its convolutional stem as it is, in channels-last, and with pixels as they come."""
+
+    def channels_first(vit: VisionTransformer) -> None:
+        backbone = vit.patch_embed.backbone
+        vit.patch_embed.forward = lambda pixels: backbone(pixels).flatten(2).transpose(1, 2)
+
+    as_it_is, other = make_step(settings, batch_size), make_step(settings, batch_size, change=channels_first)
+    return in_turn(as_it_is, other, pairs=pairs, clock=time.process_time)
 
 
 def matmul_rate(side: int = 1024, *, repeats: int = 9) -> float:

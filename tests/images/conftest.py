@@ -107,3 +107,14 @@ def decoded(monkeypatch) -> list[ImageRef]:
 
     monkeypatch.setattr(cache_module, "load_batches", counting)
     return seen
+
+
+@pytest.fixture
+def put(tmp_path):
+    """Write bytes to a file and give its reference."""
+
+    def write(data: bytes, name: str = "image") -> ImageRef:
+        (tmp_path / name).write_bytes(data)
+        return ImageRef(str(tmp_path / name))
+
+    return write

@@ -12,7 +12,6 @@ from vitembed.errors import BadImage
 from vitembed.images import decode_scans
 from vitembed.images.decode import DecodeOptions, decode, decode_image
 from vitembed.images.decode_scans import fewer_scans
-from vitembed.images.source import ImageRef
 
 
 def natural(height: int = 480, width: int = 640, *, grey: bool = False) -> Image.Image:
@@ -35,15 +34,6 @@ def drafted(data: bytes, scale: int) -> np.ndarray:
     with Image.open(io.BytesIO(data)) as image:
         image.draft(None, (image.width // scale, image.height // scale))
         return np.asarray(image)
-
-
-@pytest.fixture
-def put(tmp_path):
-    def write(data: bytes) -> ImageRef:
-        (tmp_path / "image.jpg").write_bytes(data)
-        return ImageRef(str(tmp_path / "image.jpg"))
-
-    return write
 
 
 @pytest.mark.parametrize(

@@ -139,9 +139,9 @@ def serve(stdin: BinaryIO) -> None:
         answers.flush()
         # From here on what is wrong with an image goes by its answer. What libtiff and others print besides, hundreds
         # of lines that name no file, would bury it.
-        silent = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(silent, 1)
-        os.dup2(silent, 2)
+        with open(os.devnull, "wb") as silent:
+            os.dup2(silent.fileno(), 1)
+            os.dup2(silent.fileno(), 2)
         while True:
             ref = pickle.loads(_receive(stdin))
             with _time_limit(time_limit):

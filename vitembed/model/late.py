@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import vitembed
 from vitembed.atomic import atomic_path
 from vitembed.errors import MismatchError, printable
+from vitembed.seal import seal_of
 
 if TYPE_CHECKING:
     from vitembed.images.source import ImageRef
@@ -54,7 +54,7 @@ def note_source(directory: Path, encoder: Encoder) -> None:
         return
     try:
         with atomic_path(directory / NOTE_FILE) as temp:
-            temp.write_text(json.dumps({**document, "crc32": _seal(document)}, indent=2), encoding="utf-8")
+            temp.write_text(json.dumps({**document, "crc32": seal_of(document)}, indent=2), encoding="utf-8")
     except OSError:  # a medium that cannot be written: the model is read each time
         return
 
@@ -85,11 +85,7 @@ def _read_note(directory: Path) -> dict[str, Any] | None:
         seal = document.pop("crc32")
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return document if seal == _seal(document) else None
-
-
-def _seal(document: dict[str, Any]) -> int:
-    return zlib.crc32(json.dumps(document, sort_keys=True).encode())
+    return document if seal == seal_of(document) else None
 
 
 def _stamps(reference: str) -> dict[str, list[int]]:

@@ -56,7 +56,7 @@ class ConvStem(nn.Module):
             ValueError: If height or width is not a multiple of the patch size.
         """
         grid_size(pixels.shape[-2], pixels.shape[-1], self.patch_size)
-        # Channels last: what the tokens need anyway, and a quarter faster to train on CPUs.
+        # Channels last: what the tokens need anyway, and faster on CPUs (docs/experiments.md).
         patches: Tensor = self.backbone(pixels.contiguous(memory_format=torch.channels_last))
         return patches.flatten(2).transpose(1, 2)
 

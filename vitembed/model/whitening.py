@@ -11,7 +11,6 @@ import dataclasses
 import numpy as np
 import torch
 from jaxtyping import Float
-from sklearn.covariance import ledoit_wolf
 from torch import Tensor
 
 from vitembed.model.vit import VisionTransformer
@@ -39,6 +38,8 @@ def whitening(vectors: Float[Tensor, "n d"], share: float) -> tuple[Float[Tensor
     if len(vectors) < 2 or not 0 <= share <= 1:
         raise ValueError(f"need two vectors and a share in 0..1, got {len(vectors)} and {share}")
     x = vectors.double().cpu().numpy()
+    from sklearn.covariance import ledoit_wolf  # loaded in seconds, and needed at the end of a training alone
+
     covariance, _ = ledoit_wolf(x)
     variances, directions = np.linalg.eigh(covariance)
     if variances[-1] <= 0:  # all vectors are the same: there is nothing to even out

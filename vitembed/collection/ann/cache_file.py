@@ -21,6 +21,7 @@ from vitembed.atomic import atomic_path
 from vitembed.collection.ann.engine import faiss
 from vitembed.errors import DataError
 from vitembed.faults import about_to
+from vitembed.seal import seal_of
 
 if TYPE_CHECKING:
     from vitembed.collection.catalog import Catalog
@@ -106,7 +107,7 @@ class CacheFile:
             raise DataError(f"unreadable manifest: {type(error).__name__}") from error
         if version != self._format or key != asdict(self._key):
             raise DataError("made for another collection or by another version")
-        if self._sealed and seal != _seal(found):
+        if self._sealed and seal != seal_of(found):
             raise DataError("the checksum of the manifest differs")
         manifest: dict[str, Any] = found
         return manifest
@@ -141,7 +142,7 @@ class CacheFile:
                 "faiss": faiss.__version__,
             }
             if self._sealed:
-                manifest["seal"] = _seal(manifest)
+                manifest["seal"] = seal_of(manifest)
             with atomic_path(self.manifest) as temp_manifest:
                 temp_manifest.write_text(json.dumps(manifest, indent=2), encoding="utf-8")
         return num_bytes
@@ -201,10 +202,6 @@ def read_index(path: Path, num_bytes: int, *, mapped: bool = True) -> Any:
                 return faiss.read_index(faiss.PyCallbackIOReader(file.read, _BLOCK_BYTES))
     except RuntimeError as error:  # a C++ exception; its text is a stack of source lines
         raise DataError("FAISS cannot read it") from error
-
-
-def _seal(manifest: Mapping[str, Any]) -> int:
-    return zlib.crc32(json.dumps(manifest, sort_keys=True).encode())
 
 
 def _crc32(path: Path) -> int:

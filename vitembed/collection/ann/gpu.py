@@ -59,7 +59,7 @@ def search_blocks(
 
     Args:
         queries: float32 ``[q, d]``.
-        blocks: Ids int64 ``[m]`` and vectors float32 ``[m, d]``; some may be empty.
+        blocks: Ids int64 ``[m]`` and vectors float32 ``[m, d]``.
         k: At most ``MAX_K``.
 
     Returns:
@@ -67,9 +67,8 @@ def search_blocks(
     """
     scores, ids = np.zeros((len(queries), 0), np.float32), np.zeros((len(queries), 0), np.int64)
     for block_ids, vectors in blocks:
-        if len(block_ids):
-            more, rows = knn(queries, vectors, min(k, len(block_ids)))
-            scores, ids = best(np.hstack([scores, more]), np.hstack([ids, block_ids[rows]]), k)
+        more, rows = knn(queries, vectors, min(k, len(block_ids)))
+        scores, ids = best(np.hstack([scores, more]), np.hstack([ids, block_ids[rows]]), k)
     return scores, ids
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import math
-import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from vitembed.atomic import atomic_path
 from vitembed.errors import ConfigError
+from vitembed.seal import seal_of
 
 SETTINGS_FILE = "ann.json"
 FORMAT_VERSION = 1
@@ -128,7 +128,7 @@ def load_record(directory: Path) -> AnnRecord:
     try:
         document = json.loads((directory / SETTINGS_FILE).read_bytes())
         seal = document.pop("crc32")
-        if document.pop("format") != FORMAT_VERSION or seal != _seal(document):
+        if document.pop("format") != FORMAT_VERSION or seal != seal_of(document):
             raise ValueError("another format or checksum")
         report = document.pop("report")
         return AnnRecord(
@@ -152,10 +152,6 @@ def save_record(directory: Path, record: AnnRecord) -> None:
         OSError: If the folder cannot be written.
     """
     document: dict[str, Any] = asdict(record)
-    document |= {"crc32": _seal(document), "format": FORMAT_VERSION}
+    document |= {"crc32": seal_of(document), "format": FORMAT_VERSION}
     with atomic_path(directory / SETTINGS_FILE) as temp:
         temp.write_text(json.dumps(document, indent=2), encoding="utf-8")
-
-
-def _seal(document: dict[str, Any]) -> int:
-    return zlib.crc32(json.dumps(document, sort_keys=True).encode())

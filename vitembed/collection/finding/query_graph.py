@@ -31,7 +31,7 @@ MIN_COSINE = 0.9999
 """What the graph's vectors must agree to with the encoder's own."""
 _NUM_CHECKED = 4
 _ONE_FILE_BYTES = 1 << 25
-"""Larger weights lie beside the graph, where onnxruntime maps them: a ViT-B in a third of the memory."""
+"""Larger weights lie beside the graph, where onnxruntime maps them: a ViT-B in half of the memory."""
 _FORMAT_VERSION = 1
 
 log = logging.getLogger("vitembed")

@@ -1,0 +1,202 @@
+"""What any number of processes may do with a collection at once: ask it."""
+# ruff: noqa: PTH100
+# Paths stay plain strings: names that are not UTF-8 are kept as they are, and links are not followed.
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitembed.collection.catalog import Catalog, Row
+from vitembed.collection.external import stat_of
+from vitembed.collection.finding.background import Background, background
+from vitembed.collection.finding.facts import ImageFacts, image_facts, matching_ids, num_unknown
+from vitembed.collection.finding.where import parse_where
+from vitembed.collection.hits import Hits
+from vitembed.collection.nearest import Nearest
+from vitembed.embeddings import Embeddings, unit_rows
+from vitembed.errors import DataError
+
+
+class Readable:
+    """The reading half of ``Collection``: each call sees one state of the catalogue, whatever a writer does meanwhile.
+
+    Args:
+        directory: Of the collection.
+        catalog: Its truth.
+    """
+
+    def __init__(self, directory: Path, catalog: Catalog) -> None:
+        self.directory = directory
+        self._catalog = catalog
+        self._nearest = Nearest(directory, catalog)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the encoder that made the vectors."""
+        return self._catalog.fingerprint
+
+    @property
+    def dim(self) -> int:
+        """Width of a vector."""
+        return self._catalog.dim
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """Facts about the encoder."""
+        return dict(self._catalog.meta)
+
+    @property
+    def vector_type(self) -> str:
+        """How vectors are stored: ``float16`` or ``float32``."""
+        return self._catalog.vector_type
+
+    @property
+    def root(self) -> Path:
+        """The folder to which stored paths are relative."""
+        return Path(self._catalog.root)
+
+    def __len__(self) -> int:
+        with self._catalog.read():
+            return self._catalog.num_vectors()
+
+    def search(
+        self,
+        query: np.ndarray,
+        *,
+        k: int = 10,
+        exclude_paths: Sequence[str] = (),
+        where: str | None = None,
+        min_score: float | None = None,
+        unique: float | None = None,
+        exact: bool = False,
+    ) -> Hits:
+        """Images whose vectors are nearest to a query, best first; ``exact`` and ``recall`` of the result tell how.
+
+        Args:
+            query: ``[d]``, of any length but zero; or ``[q, d]``: the mean of the unit vectors is searched for.
+            k: How many; fewer come back if there are fewer.
+            exclude_paths: Absolute paths (or external ids) that are left out.
+            where: Which images to look at, such as ``"name ~ '*.jpg' and width >= 640"`` (``finding/where.py``).
+            min_score: The least cosine of a result.
+            unique: Hide images whose cosine with a better result is at least this (near-duplicates).
+            exact: Compare every vector, even where ``build_ann`` has made an index.
+
+        Raises:
+            DataError: If ``k`` < 1, the query has another width, is zero or not finite, ``where`` is no filter, or
+                ``unique`` no cosine.
+            CollectionError: If another process has meanwhile rebuilt the collection.
+        """
+        vectors = np.atleast_2d(np.asarray(query))
+        self._check_width(vectors)
+        if unique is not None and not 0 < unique <= 1:
+            raise DataError(f"unique is {unique}, expected a cosine above 0 and at most 1")
+        filter_ = None if where is None else parse_where(where)
+        unit = unit_rows(unit_rows(vectors).mean(axis=0, keepdims=True))
+        (hits,) = self._nearest.search(unit, k, exclude_paths, where=filter_, unique=unique, exact=exact)
+        return hits.at_least(min_score)
+
+    def search_many(
+        self,
+        queries: np.ndarray,
+        *,
+        k: int = 10,
+        exclude_paths: Sequence[str] = (),
+        where: str | None = None,
+        exact: bool = False,
+    ) -> list[Hits]:
+        """The same for each row of ``queries`` ``[q, d]`` on its own."""
+        self._check_width(np.asarray(queries))
+        filter_ = None if where is None else parse_where(where)
+        return self._nearest.search(unit_rows(queries), k, exclude_paths, where=filter_, exact=exact)
+
+    def background(self) -> Background:
+        """How alike pairs of different images here are: what tells a high score from an ordinary one."""
+        with self._catalog.read():
+            return background(self.directory, self._catalog)
+
+    def use_labels(self, labels: Mapping[str, str] | None) -> None:
+        """What ``label`` means in filters from now on, in place of the folder that an image is in.
+
+        Args:
+            labels: Label by absolute path or external id (``finding.label_file.read_labels``); an image without one
+                meets no comparison. None: the folder again.
+        """
+        encoded = None if labels is None else {os.fsencode(k): os.fsencode(v) for k, v in labels.items()}
+        self._catalog.labels = encoded
+
+    def num_unknown(self, where: str) -> int:
+        """How many images a filter cannot judge, as what it asks for is not known of them."""
+        with self._catalog.read():
+            return num_unknown(self._catalog, parse_where(where))
+
+    def matches(self, where: str) -> np.ndarray:
+        """Which of the images that have a vector meet a filter, bool ``[n]``, in the order of ``facts``."""
+        filter_ = parse_where(where)
+        with self._catalog.read():
+            return np.isin(self._catalog.vector_ids(), matching_ids(self._catalog, filter_), assume_unique=True)
+
+    def facts(self) -> list[ImageFacts]:
+        """Path, size, age and content hash of each image that has a vector, in the order of ``vector_chunks``."""
+        with self._catalog.read():
+            return list(image_facts(self._catalog))
+
+    def vector_chunks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """All stored vectors in chunks: ids int64 ``[m]``, rising, and unit rows float32 ``[m, d]``."""
+        with self._catalog.read():
+            for ids, vectors in self._catalog.all_vectors():
+                yield ids, vectors.astype(np.float32)
+
+    def vector(self, path: str | os.PathLike[str], *, unchanged: bool = False) -> np.ndarray | None:
+        """The stored unit vector of an image, float32 ``[d]``; None if the collection has none.
+
+        Args:
+            path: Of the image, or an external id.
+            unchanged: None as well if the file is no longer the one that was embedded, by size and time.
+        """
+        text = os.fsdecode(path)
+        with self._catalog.read():
+            row = self._catalog.find(os.path.abspath(text)) or self._catalog.find(text)
+            if (
+                row is None
+                or row.status != "ok"
+                or (unchanged and not row.external and stat_of(row.path) != (row.size, row.mtime_ns))
+            ):
+                return None
+            vector: np.ndarray = self._catalog.vectors([row.id])[0].astype(np.float32)
+            return vector
+
+    def get(self, path: str | os.PathLike[str]) -> Row | None:
+        """What is known of an image, good or bad, or of an external id; None if nothing is."""
+        text = os.fsdecode(path)
+        with self._catalog.read():
+            return self._catalog.find(os.path.abspath(text)) or self._catalog.find(text)
+
+    def paths(self) -> list[str]:
+        """Of all images that have a vector: absolute paths and external ids, sorted."""
+        with self._catalog.read():
+            return sorted(row.path for row in self._catalog.rows() if row.status == "ok")
+
+    def bad(self) -> list[tuple[str, str]]:
+        """Path and reason of all images that could not be embedded, sorted."""
+        with self._catalog.read():
+            return sorted((row.path, row.reason or "bad") for row in self._catalog.rows() if row.status == "bad")
+
+    def embeddings(self) -> Embeddings:
+        """All stored vectors, as unit float32 rows, sorted by path."""
+        with self._catalog.read():
+            found = sorted((row.path, row.id) for row in self._catalog.rows() if row.status == "ok")
+            vectors = self._catalog.vectors([row for _, row in found])
+        meta = {**self.meta, "normalized": True}
+        return Embeddings(vectors.astype(np.float32), [path for path, _ in found], self.fingerprint, None, meta)
+
+    def _check_width(self, vectors: np.ndarray) -> None:
+        if vectors.ndim != 2 or not len(vectors) or vectors.shape[1] != self.dim:
+            raise DataError(
+                f"the collection holds {self.dim}-d vectors, the query has shape {list(vectors.shape)}: "
+                "was it embedded with another encoder?"
+            )
