@@ -12,11 +12,12 @@ import faiss
 import numpy as np
 import pytest
 
-from vitembed.collection.ann import AnnSettings, ApproxCache, CacheKey, cache_file
+from vitembed.collection.ann import AnnSettings, ApproxCache, CacheKey
 from vitembed.collection.ann.approx import read_approx
 from vitembed.collection.ann.families import parse_family
 from vitembed.collection.collection import Collection
 from vitembed.errors import DataError
+from vitembed.seal import seal_of
 
 FILE, MANIFEST = "approx.faiss", "approx.json"
 
@@ -37,7 +38,7 @@ def forge(directory, change=None, **facts):
         data = (directory / FILE).read_bytes()
         manifest |= {"bytes": len(data), "crc32": zlib.crc32(data)}
     manifest |= facts
-    (directory / MANIFEST).write_text(json.dumps(manifest | {"seal": cache_file._seal(manifest)}))
+    (directory / MANIFEST).write_text(json.dumps(manifest | {"seal": seal_of(manifest)}))
 
 
 def other_class(index):
