@@ -12,6 +12,9 @@ from vitembed.collection.collection import Collection
 from vitembed.errors import CollectionError
 
 FILES = ("catalog.sqlite", "catalog.sqlite-wal", "vectors.faiss", "vectors.json")
+EVERY = int(os.environ.get("VITEMBED_FLIP_EVERY", "116"))
+"""Distance of the bytes that each part flips; 28 with four parts looks at every seventh, which takes minutes."""
+PARTS = 4
 
 
 @pytest.fixture(scope="module")
@@ -123,14 +126,15 @@ def test_cut_off(name, with_log, fast_folder):
 
 
 @pytest.mark.slow
-def test_every_seventh_byte_of_the_catalogue(with_log, fast_folder):
+@pytest.mark.parametrize("first", range(0, EVERY, EVERY // PARTS))
+def test_bytes_from_end_to_end_of_the_catalogue(first, with_log, fast_folder):
     size = (with_log[0].index / "catalog.sqlite").stat().st_size
-    rng = np.random.default_rng(7)
+    rng = np.random.default_rng(first)
     wrong, num_found = [], 0
-    for place in range(0, size, 7):
+    for place in range(first, size, EVERY):
         try:
             num_found += judge(with_log, fast_folder, "catalog.sqlite", flip(place, int(rng.integers(8))))
         except Exception as error:
             wrong.append((place, repr(error)[:300]))
     assert not wrong, f"{len(wrong)}: {wrong[:10]}"
-    assert num_found > 100  # most of so small a file is unused space
+    assert num_found > 10  # most of so small a file is unused space
