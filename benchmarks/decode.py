@@ -1,9 +1,10 @@
 """Large JPEGs to model pixels: scaled decode against Pillow's full decode, in turn, with the difference in pixels.
 
-    python benchmarks/decode.py [--runs 5]
+    python benchmarks/decode.py [--runs 5] [--gpu]
 
 Two real photographs (scikit-learn's samples), enlarged to 12 MP with noise so that they compress like camera files.
 The last column has each way in a row, as an index decodes: after a full decode a scaled one finds its memory cold.
+``--gpu``: also by nvJPEG on the first CUDA device (``vitembed.images.decode_gpu``), baseline files only.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+from vitembed.images.decode_gpu import NUM_COMPARED, GpuJpegs
 from vitembed.images.preprocess import Preprocess
 from vitembed.images.source import ImageRef
 
@@ -35,10 +37,28 @@ def seconds(preprocess: Preprocess, path: Path) -> tuple[float, np.ndarray]:
     return time.perf_counter() - start, pixels
 
 
+def by_gpu(gpu: GpuJpegs, path: Path, near: np.ndarray, runs: int) -> None:
+    times = []
+    for _ in range(NUM_COMPARED + runs):  # the first ones are decoded both ways
+        start = time.perf_counter()
+        pixels = gpu(ImageRef(str(path))).pixels
+        times.append(time.perf_counter() - start)
+    difference = np.abs(pixels.astype(float) - near).mean()
+    print(
+        f"  by the GPU {1000 * statistics.median(times[NUM_COMPARED:]):.1f} ms, {difference:.2f} off the scaled decode"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=5)
-    runs = parser.parse_args().runs
+    parser.add_argument("--gpu", action="store_true")
+    options = parser.parse_args()
+    runs = options.runs
+    gpu = None
+    if options.gpu:
+        gpu = GpuJpegs(Preprocess(), "cuda:0")
+        gpu.prepare()
     full, scaled = Preprocess(draft=False), Preprocess(draft=True)
     print("12 MP JPEG to 224 px      full ms  scaled ms  ratio of pairs (median)  mean abs difference /255  in a row")
     with tempfile.TemporaryDirectory() as folder:
@@ -57,6 +77,8 @@ def main() -> None:
                     f"{kind:11} photo {number}      {slow:9.0f} {fast:10.0f} {ratio:24.1f} {difference:25.2f}"
                     f" {many[0] / many[1]:9.1f}"
                 )
+                if gpu is not None and kind == "baseline":
+                    by_gpu(gpu, path, near, runs)
 
 
 if __name__ == "__main__":

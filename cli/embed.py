@@ -8,7 +8,16 @@ from typing import Annotated, Literal
 import typer
 
 from .encoders import open_encoder
-from .options import VECTOR_SUFFIXES, Images, ModelOption, ReportOption, SpeedOption, StrictOption, WorkspaceOption
+from .options import (
+    VECTOR_SUFFIXES,
+    GpuDecodeOption,
+    Images,
+    ModelOption,
+    ReportOption,
+    SpeedOption,
+    StrictOption,
+    WorkspaceOption,
+)
 from .output import duration, finish, progress_bar, say_facts, shown
 
 
@@ -30,6 +39,7 @@ def embed(
         ),
     ] = None,
     speed: SpeedOption = None,
+    gpu_decode: GpuDecodeOption = False,
     strict: StrictOption = False,
     report: ReportOption = None,
     workspace: WorkspaceOption = None,
@@ -50,7 +60,7 @@ def embed(
     from vitembed.errors import BadImage
 
     start = perf_counter()
-    encoder = open_encoder(model, workspace, pool=pool, speed=speed)
+    encoder = open_encoder(model, workspace, pool=pool, speed=speed, gpu_decode=gpu_decode)
     with progress_bar("embedding") as advance:
         embeddings = encoder.embed(images, on_bad="skip", progress=advance)
     embeddings.save(output)

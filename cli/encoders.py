@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 
 
 def open_encoder(
-    model: str | None, workspace: Path | None, *, pool: str | None = None, speed: str | None = None
+    model: str | None,
+    workspace: Path | None,
+    *,
+    pool: str | None = None,
+    speed: str | None = None,
+    gpu_decode: bool = False,
 ) -> Encoder:
     """The encoder named by ``--model``, else the one of the workspace.
 
@@ -36,7 +41,7 @@ def open_encoder(
             ) from error
     from vitembed.model.encoder import load
 
-    return load(model_path(model, workspace), pool=pool, speed=speed or "exact")
+    return load(model_path(model, workspace), pool=pool, speed=speed or "exact", gpu_decode=gpu_decode)
 
 
 def model_path(model: str | None, workspace: Path | None) -> str | None:
@@ -74,7 +79,12 @@ def recorded_speed(meta: Mapping[str, Any]) -> str:
 
 
 def index_encoder(
-    model: str | None, workspace: Path | None, *, speed: str | None = None, rebuild: bool = False
+    model: str | None,
+    workspace: Path | None,
+    *,
+    speed: str | None = None,
+    rebuild: bool = False,
+    gpu_decode: bool = False,
 ) -> LateEncoder:
     """What an index is made or kept by: the model named, else the index's own, the workspace's, a public one.
 
@@ -94,15 +104,18 @@ def index_encoder(
             source = named or os.fspath(place.model_dir)
             stated = stated_fingerprint(Path(source)) if at == "exact" else None
             if made_by in (stated, noted_fingerprint(place.index_dir, source, at)):
-                return LateEncoder(made_by, dim, lambda: open_noted(place, made_by, named, workspace, at))
-    return LateEncoder.of(open_encoder(model_or_public(named, workspace), workspace, speed=at))
+                return LateEncoder(made_by, dim, lambda: open_noted(place, made_by, named, workspace, at, gpu_decode))
+    source = model_or_public(named, workspace)
+    return LateEncoder.of(open_encoder(source, workspace, speed=at, gpu_decode=gpu_decode))
 
 
-def open_noted(place: Workspace, fingerprint: str, model: str | None, workspace: Path | None, speed: str) -> Encoder:
+def open_noted(
+    place: Workspace, fingerprint: str, model: str | None, workspace: Path | None, speed: str, gpu_decode: bool
+) -> Encoder:
     """The encoder of an index; a note that promised another one is thrown away."""
     from vitembed.model.late import NOTE_FILE
 
-    encoder = open_encoder(model, workspace, speed=speed)
+    encoder = open_encoder(model, workspace, speed=speed, gpu_decode=gpu_decode)
     if encoder.fingerprint != fingerprint:
         (place.index_dir / NOTE_FILE).unlink(missing_ok=True)
     return encoder

@@ -11,7 +11,16 @@ from vitembed.errors import DataError
 from vitembed.workspace import find_workspace
 
 from .encoders import index_encoder, index_facts, note_model
-from .options import VECTOR_SUFFIXES, Images, ModelOption, ReportOption, SpeedOption, StrictOption, WorkspaceOption
+from .options import (
+    VECTOR_SUFFIXES,
+    GpuDecodeOption,
+    Images,
+    ModelOption,
+    ReportOption,
+    SpeedOption,
+    StrictOption,
+    WorkspaceOption,
+)
 from .output import duration, finish, note, progress_bar, say_facts, shown
 
 if TYPE_CHECKING:
@@ -48,6 +57,7 @@ def index(
             "--min-recall", metavar="SHARE", help="The least share of the 10 nearest that an index must find."
         ),
     ] = None,
+    gpu_decode: GpuDecodeOption = False,
     strict: StrictOption = False,
     report: ReportOption = None,
     workspace: WorkspaceOption = None,
@@ -75,7 +85,7 @@ def index(
     from vitembed.collection.collection import Collection
     from vitembed.collection.finding.query_graph import is_settled, keep_query_graph
 
-    encoder = index_encoder(model, workspace, speed=speed, rebuild=rebuild)
+    encoder = index_encoder(model, workspace, speed=speed, rebuild=rebuild, gpu_decode=gpu_decode)
     place = find_workspace(workspace, create=True)
     with Collection.create(
         place.index_dir,

@@ -38,6 +38,14 @@ SpeedOption = Annotated[
         "different speeds do not meet in one index. [default: exact; of an index: its own]",
     ),
 ]
+GpuDecodeOption = Annotated[
+    bool,
+    typer.Option(
+        "--gpu-decode",
+        help="Let the NVIDIA GPU decode large JPEGs too, beside the processor: for few cores and many photographs. Its "
+        "pixels are compared with the processor's first.",
+    ),
+]
 WorkspaceOption = Annotated[
     Path | None,
     typer.Option(

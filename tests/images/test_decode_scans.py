@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from vitembed.errors import BadImage
-from vitembed.images import decode_scans
+from vitembed.images import jpeg_segments
 from vitembed.images.decode import DecodeOptions, decode, decode_image
 from vitembed.images.decode_scans import fewer_scans
 
@@ -135,7 +135,7 @@ def test_damage_in_the_file_gives_what_it_would_give_undone(put, draw):
 
 
 def test_hostile_files_cost_no_time(monkeypatch):
-    monkeypatch.setattr(decode_scans, "MAX_SEGMENTS", 100)
+    monkeypatch.setattr(jpeg_segments, "MAX_SEGMENTS", 100)
     start = b"\xff\xd8"
     assert fewer_scans(start + b"\xff\xe0\x00\x02" * 101 + b"\xff\xd9", 8) is None
     assert fewer_scans(start + b"\xff" * 10**7, 8) is None

@@ -22,9 +22,10 @@ from PIL.Image import Image as PILImage
 from PIL.Image import Transpose
 
 from vitembed.errors import BadImage
-from vitembed.images.decode_scans import MAX_BYTES, fewer_scans
+from vitembed.images.decode_scans import fewer_scans
 from vitembed.images.extras import develop, open_heif, open_raw, raw_size, require_extra
 from vitembed.images.formats import explain_os_error, open_regular, sniff_file
+from vitembed.images.jpeg_segments import MAX_BYTES
 from vitembed.images.memory import memory_bytes
 from vitembed.images.modes import to_rgb
 from vitembed.images.source import ImageRef
@@ -225,15 +226,26 @@ def _too_large(size: tuple[int, int]) -> str:
 
 
 def _upright(image: PILImage, full_size: tuple[int, int], options: DecodeOptions) -> Decoded:
-    rgb = to_rgb(image, options.background)
-    turn = _UPRIGHT.get(_orientation(image))
+    return upright(to_rgb(image, options.background), full_size, orientation_of(image))
+
+
+def upright(rgb: PILImage, full_size: tuple[int, int], orientation: int) -> Decoded:
+    """Pixels turned as their file says.
+
+    Args:
+        rgb: Mode RGB.
+        full_size: Width and height in the file, before turning.
+        orientation: EXIF's, 1 to 8; any other number turns nothing.
+    """
+    turn = _UPRIGHT.get(orientation)
     if turn is None:
         return Decoded(rgb, full_size)
     on_its_side = turn in (Transpose.TRANSPOSE, Transpose.ROTATE_270, Transpose.TRANSVERSE, Transpose.ROTATE_90)
     return Decoded(rgb.transpose(turn), full_size[::-1] if on_its_side else full_size)
 
 
-def _orientation(image: PILImage) -> int:
+def orientation_of(image: PILImage) -> int:
+    """EXIF's number for how a Pillow image lies; 1, upright, where there is none that can be read."""
     # Asked for after load(): PNG may carry it behind the pixels, and TIFF turns itself while loading. Damaged EXIF
     # beside good pixels is no reason to lose the image.
     try:

@@ -52,6 +52,7 @@ def load_batches(
     num_workers: int | None = None,
     prefetch: int = 3,
     isolated: bool = False,
+    also: Callable[[ImageRef], Loaded] | None = None,
 ) -> Generator[Batch, None, None]:
     """Batches of decoded images in the order of ``refs``; every position comes up once, in ``indices`` or in ``bad``.
 
@@ -70,6 +71,7 @@ def load_batches(
         prefetch: Batches that are decoded ahead.
         isolated: Load in processes, so that a crash or a hang costs one image; ``load`` must be picklable then, and
             give ``Loaded``.
+        also: A second way to load, in one more process where there are processes (``load_in_processes``).
 
     Raises:
         ValueError: If ``batch_size`` or ``prefetch`` is below 1 or ``num_workers`` below 0.
@@ -87,7 +89,13 @@ def load_batches(
     elif isolated:
         # No more processes than images to be shared out among them.
         workers = max(1, min(workers, len(refs) // _IMAGES_WORTH_A_PROCESS))
-        results = load_in_processes(refs, load, num_workers=workers, look_ahead=look_ahead)  # type: ignore[arg-type]
+        results = load_in_processes(
+            refs,
+            load,  # type: ignore[arg-type]
+            num_workers=workers,
+            look_ahead=look_ahead,
+            also=also,
+        )
     else:
         results = _in_threads(refs, load, workers, look_ahead)
     return _collect(results, batch_size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import queue
 import signal
 import threading
@@ -16,12 +17,13 @@ from dataclasses import dataclass
 from vitembed.errors import BadImage, VitembedError
 from vitembed.images.loaded import Loaded
 from vitembed.images.source import ImageRef
-from vitembed.images.worker import Worker, WorkerLostError
+from vitembed.images.worker import GaveUpError, Worker, WorkerLostError
 
 IMAGE_SECONDS = 120.0
 """How long one image may take. A PNG of 252 megapixels took 7 s of one core, and 40 s where others kept it busy."""
 _START_SECONDS = 60.0
 _WATCH_SECONDS = 0.25
+log = logging.getLogger("vitembed")
 
 _Result = tuple[Loaded | BadImage, float]
 
@@ -33,6 +35,7 @@ def load_in_processes(
     num_workers: int,
     look_ahead: int,
     image_seconds: float = IMAGE_SECONDS,
+    also: Callable[[ImageRef], Loaded] | None = None,
 ) -> Generator[_Result, None, None]:
     """What ``load`` gives for each image, in order, with the seconds it took.
 
@@ -45,12 +48,16 @@ def load_in_processes(
         num_workers: Processes.
         look_ahead: Images that may be loaded, or be on the way, before they are asked for.
         image_seconds: Time limit of one image.
+        also: Another way to load images, as with a device of its own, in one more process beside the others. Where that
+            process ends, is late or gives up, ``load`` takes its place: no image is bad for it.
 
     Raises:
         VitembedError: If processes cannot be started at all.
         WorkerBugError: If ``load`` raised anything but ``BadImage``.
     """
     crew = [_Seat(load, image_seconds) for _ in range(num_workers)]
+    if also is not None:
+        crew.append(_Seat(also, image_seconds, instead=load))
     jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
     over = threading.Event()
     threads = [threading.Thread(target=seat.serve, args=(jobs,), name="vitembed-decode", daemon=True) for seat in crew]
@@ -86,10 +93,19 @@ class _Job:
 
 
 class _Seat:
-    """A place for one process at a time, served by one thread; a lost process is replaced by a new one."""
+    """A place for one process at a time, served by one thread; a lost process is replaced by a new one.
 
-    def __init__(self, load: Callable[[ImageRef], Loaded], image_seconds: float) -> None:
+    ``instead`` is what its processes do once one that did ``load`` was lost.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[ImageRef], Loaded],
+        image_seconds: float,
+        instead: Callable[[ImageRef], Loaded] | None = None,
+    ) -> None:
         self._load = load
+        self._instead = instead
         self._image_seconds = image_seconds
         self._worker: Worker | None = None
         self._deadline = float("inf")
@@ -98,6 +114,8 @@ class _Seat:
         self._turn = threading.Lock()
 
     def serve(self, jobs: queue.SimpleQueue[_Job | None]) -> None:
+        if self._instead is not None and not self._starts():
+            return  # the other seats do it all
         while (job := jobs.get()) is not None:
             if not job.future.set_running_or_notify_cancel():
                 continue
@@ -124,12 +142,16 @@ class _Seat:
 
     def _try(self, ref: ImageRef) -> _Result:
         start = time.perf_counter()
-        for attempt in itertools.count(1):
-            worker = self._ready()
-            self._late = False
-            self._deadline = time.monotonic() + self._image_seconds
+        if self._instead is not None:
             try:
-                return worker.load(ref)
+                return self._ask(ref)
+            except (WorkerLostError, GaveUpError) as lost:
+                if self._ended:
+                    raise
+                self._step_back(lost)
+        for attempt in itertools.count(1):
+            try:
+                return self._ask(ref)
             except WorkerLostError as lost:
                 late = self._late or lost.status == -getattr(signal, "SIGALRM", 0)
                 self._dismiss()
@@ -139,9 +161,36 @@ class _Seat:
                 if late or attempt == 2:
                     reason = self._reason(late, lost.status)
                     return BadImage(ref.path, reason), time.perf_counter() - start
-            finally:
-                self._deadline = float("inf")
         raise AssertionError
+
+    def _ask(self, ref: ImageRef) -> _Result:
+        worker = self._ready()
+        self._late = False
+        self._deadline = time.monotonic() + self._image_seconds
+        try:
+            return worker.load(ref)
+        finally:
+            self._deadline = float("inf")
+
+    def _starts(self) -> bool:
+        """Whether the process that does ``load`` is there; it is started before it is given anything."""
+        try:
+            self._ready()
+        except (WorkerLostError, GaveUpError, VitembedError) as lost:
+            if not self._ended:
+                self._step_back(lost)
+            return False
+        finally:
+            self._deadline = float("inf")
+        return True
+
+    def _step_back(self, lost: Exception) -> None:
+        """Leave the way of loading that failed, and say so."""
+        assert self._instead is not None
+        reason = self._reason(self._late, lost.status) if isinstance(lost, WorkerLostError) else str(lost)
+        log.warning("%s is of no use here: %s. Decoding goes on without it", self._load, reason)
+        self._dismiss()
+        self._load, self._instead = self._instead, None
 
     def _ready(self) -> Worker:
         with self._turn:

@@ -15,7 +15,7 @@ from PIL.Image import Image as PILImage
 from PIL.Image import Resampling
 
 from vitembed.errors import DataError, ModelError
-from vitembed.images.decode import DecodeOptions, decode_image, upright_pil
+from vitembed.images.decode import Decoded, DecodeOptions, decode_image, upright_pil
 from vitembed.images.loaded import Loaded
 from vitembed.images.source import ImageRef
 
@@ -104,7 +104,10 @@ class Preprocess:
 
     def load_image(self, ref: ImageRef) -> Loaded:
         """As ``load``, with the size that the image has in its file."""
-        decoded = decode_image(ref, self.decode_options, target_px=self._short_px())
+        return self.fit(decode_image(ref, self.decode_options, target_px=self.short_px))
+
+    def fit(self, decoded: Decoded) -> Loaded:
+        """Resize and crop what was decoded with ``short_px`` as its target."""
         return Loaded(np.array(self._fit(decoded.image)), decoded.full_size)
 
     def apply(self, image: np.ndarray | PILImage) -> UInt8[np.ndarray, "{self.img_size} {self.img_size} 3"]:
@@ -150,7 +153,8 @@ class Preprocess:
         values = {key: value for key, value in self.to_dict().items() if _LATER.get(key) != value}
         return json.dumps(values | floats | {"rules": _RULES}, sort_keys=True, separators=(",", ":"))
 
-    def _short_px(self) -> int:
+    @property
+    def short_px(self) -> int:
         """Length of the resized shorter side, before any crop."""
         return math.floor(self.img_size / self.crop_pct) if self.resize.endswith("crop") else self.img_size
 
@@ -160,7 +164,7 @@ class Preprocess:
         if self.resize == "squash":
             return image.resize((size, size), filter_)
         if self.resize == "squash+crop":
-            whole = self._short_px()
+            whole = self.short_px
             start = self._margin(whole)
             return image.resize((whole, whole), filter_).crop((start, start, start + size, start + size))
         if self.resize == "pad":
@@ -173,7 +177,7 @@ class Preprocess:
 
     def _crop(self, image: PILImage, filter_: Resampling) -> PILImage:
         # The roundings of torchvision's Resize and CenterCrop, so that public weights see the pixels they know.
-        (width, height), short, size = image.size, self._short_px(), self.img_size
+        (width, height), short, size = image.size, self.short_px, self.img_size
         if width <= height:
             resized = (short, int(short * height / width))
         else:

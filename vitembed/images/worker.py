@@ -27,8 +27,8 @@ from vitembed.images.source import ImageRef
 
 # Answers are plain bytes, not pickles: what a decoder that went wild says is not run.
 _ANSWER = struct.Struct("<cdIIIIQ")  # kind, seconds, rows, columns, full width, full height, bytes that follow
-_GOOD, _BAD, _BUG = b"+", b"-", b"!"
-_READY = b"ready"
+_GOOD, _BAD, _BUG, _GAVE_UP = b"+", b"-", b"!", b"~"
+_READY, _NEVER = b"ready", b"never"
 _LENGTH = struct.Struct("<Q")
 
 _START = (
@@ -45,6 +45,10 @@ class WorkerLostError(Exception):
         self.status = status
 
 
+class GaveUpError(Exception):
+    """Raised by what loads images, or by its ``prepare``: this process is not to be asked again."""
+
+
 class WorkerBugError(Exception):
     """Our bug inside the process, with its traceback."""
 
@@ -53,7 +57,8 @@ class Worker:
     """A decoding process.
 
     Args:
-        load: What it does with each image; must be picklable and importable there (``Preprocess.load_image`` is).
+        load: What it does with each image; must be picklable and importable there (``Preprocess.load_image`` is). Its
+            ``prepare``, if it has one, is called there first.
         time_limit: Seconds after which it ends itself while busy with one image, where the system has timers.
     """
 
@@ -78,9 +83,11 @@ class Worker:
 
         Raises:
             WorkerLostError: If it could not.
+            GaveUpError: If ``prepare`` says that it is of no use, and why.
         """
         try:
-            self._receive(len(_READY))
+            if self._receive(len(_READY)) == _NEVER:
+                raise GaveUpError(self._receive(_LENGTH.unpack(self._receive(_LENGTH.size))[0]).decode())
         except EOFError:
             raise WorkerLostError(self._process.wait()) from None
 
@@ -89,6 +96,7 @@ class Worker:
 
         Raises:
             WorkerLostError: If it ended instead.
+            GaveUpError: If it says that it is of no more use, and why.
             WorkerBugError: If it met with anything but a bad image.
         """
         try:
@@ -101,6 +109,8 @@ class Worker:
             pixels = np.frombuffer(data, np.uint8).reshape(rows, columns, 3)
             return Loaded(pixels, (width, height)), seconds
         text = data.decode("utf-8", "replace")
+        if kind == _GAVE_UP:
+            raise GaveUpError(text)
         if kind == _BUG:
             raise WorkerBugError(f"in a decoding process:\n{text}")
         return BadImage(ref.path, text), seconds
@@ -135,6 +145,13 @@ def serve(stdin: BinaryIO) -> None:
     os.dup2(2, 1)
     try:
         load, time_limit = pickle.loads(_receive(stdin))
+        try:
+            getattr(load, "prepare", lambda: None)()
+        except GaveUpError as error:
+            reason = str(error).encode("utf-8", "backslashreplace")
+            answers.write(_NEVER + _LENGTH.pack(len(reason)) + reason)
+            answers.flush()
+            _leave()
         answers.write(_READY)
         answers.flush()
         # From here on what is wrong with an image goes by its answer. What libtiff and others print besides, hundreds
@@ -160,6 +177,8 @@ def _answer(load: Callable[[ImageRef], Loaded], ref: ImageRef) -> bytes:
         loaded = load(ref)
     except BadImage as error:
         kind, data = _BAD, error.reason.encode("utf-8", "backslashreplace")
+    except GaveUpError as error:
+        kind, data = _GAVE_UP, str(error).encode("utf-8", "backslashreplace")
     except Exception:
         kind, data = _BUG, traceback.format_exc().encode("utf-8", "backslashreplace")
     else:

@@ -17,6 +17,7 @@ from torch import Tensor
 from vitembed.device import resolve_device
 from vitembed.embeddings import Embeddings
 from vitembed.errors import BadImage, ConfigError, DataError
+from vitembed.images.decode_gpu import GpuJpegs
 from vitembed.images.loader import load_batches
 from vitembed.images.preprocess import Preprocess
 from vitembed.images.source import ImageRef, find_images
@@ -63,9 +64,11 @@ class Encoder:
         licence: Licence of the weights.
         speed: exact, half, tome:R or half+tome:R: what to give up for faster vectors (``vitembed.model.speed``).
         reference: What ``load`` gives the very same weights for, from any folder; none: ``name``.
+        gpu_decode: Let the CUDA device that the encoder is on decode large JPEGs, beside the processor
+            (``vitembed.images.decode_gpu``).
 
     Raises:
-        ConfigError: If ``pool`` or ``speed`` is unknown.
+        ConfigError: If ``pool`` or ``speed`` is unknown, or ``gpu_decode`` is asked of another device.
         ModelError: If this model's tokens cannot be merged as ``speed`` asks.
     """
 
@@ -81,6 +84,7 @@ class Encoder:
         licence: str | None = None,
         speed: str | Speed = "exact",
         reference: str | None = None,
+        gpu_decode: bool = False,
     ) -> None:
         if pool not in POOLS:
             raise ConfigError(f"unknown pool {pool!r}: expected one of {', '.join(POOLS)}")
@@ -91,6 +95,11 @@ class Encoder:
                 f"pool {pool!r} needs patch tokens, which {vit.config.architecture} does not give: use cls"
             )
         self.device = device or torch.device("cpu")
+        if gpu_decode and self.device.type != "cuda":
+            raise ConfigError(
+                f"decoding on a GPU needs a CUDA device, and this encoder is on {self.device}: leave it out"
+            )
+        self.gpu_decode = gpu_decode
         # timm's models do all that this class asks of a ViT; who needs more of one asks whether it is one.
         self.vit = cast(VisionTransformer, vit.to(self.device).eval())
         self.preprocess = preprocess
@@ -173,7 +182,12 @@ class Encoder:
         ``num_workers=0`` decodes in this one, which answers a quarter of a second sooner for a few.
         """
         batches = load_batches(
-            refs, self.preprocess.load_image, batch_size=batch_size, num_workers=num_workers, isolated=True
+            refs,
+            self.preprocess.load_image,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            isolated=True,
+            also=GpuJpegs(self.preprocess, str(self.device)) if self.gpu_decode else None,
         )
         for batch in batches:
             start = time.perf_counter()
@@ -231,6 +245,7 @@ def load(
     device: str = "auto",
     pool: str | None = None,
     speed: str = "exact",
+    gpu_decode: bool = False,
 ) -> Encoder:
     """The encoder that a name means; without a name the workspace's own.
 
@@ -241,8 +256,10 @@ def load(
         device: auto, cpu, cuda, cuda:N or mps.
         pool: cls, mean or cls+mean, instead of the model's own choice.
         speed: exact, half (16 bits), tome:R (each block merges R tokens) or half+tome:R.
+        gpu_decode: Let a CUDA device decode large JPEGs too, beside the processor.
 
     Raises:
+        ConfigError: If ``device``, ``pool`` or ``speed`` is unknown, or there is no CUDA device for ``gpu_decode``.
         ModelError: If there is no usable model there.
         VitembedError: Without ``model``, if there is no workspace.
     """
@@ -260,4 +277,5 @@ def load(
         licence=opened.licence,
         speed=speed,
         reference=opened.reference,
+        gpu_decode=gpu_decode,
     )
