@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +14,7 @@ from vitembed.images.augment import random_views
 from vitembed.images.preprocess import Preprocess
 from vitembed.model.vit import VisionTransformer
 from vitembed.pretrain.batches import ImageBatch
+from vitembed.pretrain.many.names import num_axes, plain_name
 from vitembed.pretrain.objective import MaskedViews
 from vitembed.pretrain.onward.lora import merge_lora
 from vitembed.pretrain.schedule import Clock, scaled_weight_decay
@@ -48,14 +50,26 @@ class PretrainModule(TrainingModule):
         adaptation: Adaptation | None = None,
     ) -> None:
         super().__init__(config, effective_batch_size=effective_batch_size, clock=clock)
-        self.vit = vit
         self.objective = MaskedViews(vit, config.objective)
+        self.num_axes = num_axes(self.objective)
         self.average = Ema(vit) if config.optim.export_ema > 0 else None
         self.adaptation = adaptation
         # What the encoder's preprocessing will apply again when it embeds.
         preprocess = adaptation.preprocess if adaptation else Preprocess(img_size=config.model.img_size)
         self.register_buffer("mean", torch.tensor(preprocess.mean).reshape(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(preprocess.std).reshape(1, -1, 1, 1), persistent=False)
+
+    @property
+    def vit(self) -> VisionTransformer:
+        """The encoder that learns. A part of ``objective`` alone: FSDP wraps a module in one place only."""
+        return self.objective.vit
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on from there; states of before version 0.1 hold the encoder twice."""
+        super().on_load_checkpoint(checkpoint)
+        state = checkpoint.get("state_dict", {})
+        for name in [name for name in state if name.startswith("vit.")]:
+            del state[name]
 
     def export_vit(self) -> VisionTransformer:
         """The encoder that is judged and exported: the average of its weights where one is kept."""
@@ -119,19 +133,30 @@ class PretrainModule(TrainingModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW; weight decay on the matrices alone."""
         optim = self.config.optim
-        groups = parameter_groups(self.objective, scaled_weight_decay(optim, self.effective_batch_size))
+        weight_decay = scaled_weight_decay(optim, self.effective_batch_size)
+        groups = parameter_groups(self.objective, weight_decay, self.num_axes)
         if self.adaptation is not None:
             groups = self.adaptation.split_groups(groups, self.vit)
         return self.adamw(groups)
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters in two groups: matrices with weight decay; norms, biases, tokens and positions without."""
+def parameter_groups(
+    module: nn.Module, weight_decay: float, axes: Mapping[str, int] | None = None
+) -> list[dict[str, Any]]:
+    """Trainable parameters in two groups: matrices with weight decay; norms, biases, tokens and positions without.
+
+    Args:
+        module: Whose parameters.
+        weight_decay: Of the first group.
+        axes: How many each parameter has, where it may be kept as a flat part by now; none: as it is.
+    """
+    axes = num_axes(module) if axes is None else axes
     decay: list[nn.Parameter] = []
     no_decay: list[nn.Parameter] = []
-    for name, parameter in module.named_parameters():
+    for full_name, parameter in module.named_parameters():
+        name = plain_name(full_name)
         if not parameter.requires_grad:
             continue
         token = name.split(".")[-1] in ("cls_token", "reg_token", "mask_token", "pos_embed")
-        (no_decay if parameter.ndim < 2 or token else decay).append(parameter)
+        (no_decay if axes[name] < 2 or token else decay).append(parameter)
     return [{"params": decay, "weight_decay": weight_decay}, {"params": no_decay, "weight_decay": 0.0}]

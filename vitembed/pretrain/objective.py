@@ -54,10 +54,10 @@ class ProjectionHead(nn.Sequential):
         super().__init__(
             nn.Linear(in_dim, hidden_dim, bias=False),
             SyncedBatchNorm1d(hidden_dim),
-            nn.ReLU(inplace=True),
+            nn.ReLU(),
             nn.Linear(hidden_dim, hidden_dim, bias=False),
             SyncedBatchNorm1d(hidden_dim),
-            nn.ReLU(inplace=True),
+            nn.ReLU(),
             nn.Linear(hidden_dim, out_dim),
         )
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any
 
 import torch
 from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-from pytorch_lightning.strategies import DDPStrategy, FSDPStrategy, Strategy
+from pytorch_lightning.strategies import DDPStrategy, Strategy
 
 from vitembed.config import TrainerConfig
 from vitembed.errors import ConfigError
-from vitembed.model.vit import Block
+from vitembed.pretrain.many.sharded import ShardedStrategy
 
 # The first process looks at the encoder and writes reports while the others wait for it.
 _TIMEOUT = timedelta(hours=2)
@@ -37,8 +36,8 @@ def strategy_of(config: TrainerConfig, world_size: int) -> Strategy | str:
     """How the processes share the work.
 
     ``ddp``: each has the whole model. ``fsdp``: each keeps a part of weights, gradients and averages, for models that
-    fill a GPU otherwise; checkpoints are whole all the same, so that a run may go on with either. FSDP has been checked
-    against Lightning's interface only, not on GPUs.
+    fill a GPU otherwise; checkpoints are whole all the same, so that a run may go on with either. FSDP has only
+    been run with processors in the place of GPUs.
 
     Raises:
         ConfigError: If it does not work on this machine.
@@ -46,8 +45,7 @@ def strategy_of(config: TrainerConfig, world_size: int) -> Strategy | str:
     if config.strategy == "fsdp":
         if not (config.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()):
             raise ConfigError("trainer.strategy=fsdp needs CUDA GPUs: use ddp or auto")
-        options: dict[str, Any] = {"auto_wrap_policy": {Block}, "state_dict_type": "full", "timeout": _TIMEOUT}
-        return FSDPStrategy(**options)
+        return ShardedStrategy(_TIMEOUT)
     if world_size == 1:
         return "auto"
     return DDPStrategy(timeout=_TIMEOUT, gradient_as_bucket_view=True)

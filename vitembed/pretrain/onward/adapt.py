@@ -18,6 +18,7 @@ from vitembed.model.checkpoint import SavedModel
 from vitembed.model.patches import resample_pos_embed
 from vitembed.model.vit import VisionTransformer
 from vitembed.model.whitening import without_whitening
+from vitembed.pretrain.many.names import plain_name
 from vitembed.pretrain.module import PretrainModule
 from vitembed.pretrain.objective import ObjectiveOutput
 from vitembed.pretrain.onward.lora import add_lora
@@ -82,7 +83,8 @@ class Adaptation:
         """
         depth = len(self.frozen.blocks)
         scales: dict[int, float] = {}
-        for name, parameter in vit.named_parameters():
+        for full_name, parameter in vit.named_parameters():
+            name = plain_name(full_name)
             if ".lora_" in name:
                 scales[id(parameter)] = self.config.lora_lr_scale
             else:
