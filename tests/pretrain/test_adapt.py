@@ -24,6 +24,8 @@ from vitembed.pretrain.onward.adapt import (
     started_from,
     warmup_end,
 )
+from vitembed.pretrain.onward.parent import continued_config
+from vitembed.recipes import load_config
 
 ARCHITECTURE = ViTConfig(img_size=16, patch_size=8, embed_dim=16, depth=3, num_heads=2, num_registers=1)
 
@@ -170,3 +172,17 @@ def test_the_anchor_is_added_with_its_weight_and_pulls_the_cls_vectors_alone():
     off = dataclasses.replace(adapted.config, anchor_weight=0.0)
     adapted.config = off
     assert "anchor" not in adapted.with_anchor(ObjectiveOutput(torch.tensor(2.0), {}, cls), views).terms
+
+
+@pytest.mark.parametrize(("width", "recipe"), [(16, "nano"), (192, "nano"), (224, "continue")])
+def test_heads_are_not_larger_than_the_model_is_worth(width, recipe):
+    found = continued_config(parent(dataclasses.replace(ARCHITECTURE, embed_dim=width)), None, ["optim.max_steps=9"])
+    expected = load_config(PretrainConfig, recipe)
+    assert found.objective == expected.objective
+    assert (found.optim.batch_size, found.optim.base_lr) == (expected.optim.batch_size, expected.optim.base_lr)
+    assert (found.model.embed_dim, found.model.stem, found.optim.max_steps) == (width, "patch", 9)
+
+
+def test_a_small_model_goes_on_as_long_as_any():
+    found = continued_config(parent(), None, [])
+    assert found.optim.max_steps == load_config(PretrainConfig, "continue").optim.max_steps

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from PIL import Image
 
 import vitembed
 from vitembed.model.checkpoint import read_model
-from vitembed.pretrain.watch.monitors import undisturbed
+from vitembed.pretrain.schedule import Clock
+from vitembed.pretrain.watch.monitors import Monitors, undisturbed
 from vitembed.pretrain.watch.progress import RunLog
 from vitembed.workspace import find_workspace
 
@@ -207,3 +209,13 @@ def test_event_files_hold_what_metrics_hold(folder, tmp_path):
     assert made == pytest.approx({line["step"]: line["loss"] for line in lines(result)})
     assert [event.step for event in events.Scalars("encoder/knn")] == [0, 2, 4, 6]
     assert [event.step for event in events.Images("neighbours")] == [0, 2, 4, 6]
+
+
+@pytest.mark.parametrize(
+    ("budget", "world_size", "looked", "expected"),
+    [(100.0, 1, 8.0, True), (100.0, 1, 7.0, False), (None, 1, 8.0, False), (100.0, 2, 8.0, False)],
+)
+def test_looking_leaves_the_time_to_training(budget, world_size, looked, expected):
+    """After 50 s: 8 s are more than 15 %, 7 s are not; runs by steps and joint runs look when it is due."""
+    clock = Clock(max_steps=None, budget_seconds=budget, spent_before=50.0)
+    assert Monitors.costs_too_much(SimpleNamespace(seconds=looked), clock, world_size) is expected

@@ -20,6 +20,11 @@ if TYPE_CHECKING:  # torch takes seconds to import, and wrong settings are to be
 log = logging.getLogger("vitembed")
 
 RECIPE = "continue"
+SMALL_RECIPE = "nano"
+SMALL_WIDTH = 192
+"""Up to this width the heads of ``continue`` would cost several times the encoder."""
+_MAX_STEPS = 3000  # as ``continue`` has it
+_LENGTHS = frozenset({"optim.max_steps", "optim.max_epochs", "time_budget_seconds"})
 """The recipe of a run that names none."""
 # What may differ from the model that the run starts from: positions are interpolated, stochastic depth has no weights.
 _FREE = ("img_size", "drop_path_rate")
@@ -97,13 +102,15 @@ def continued_config(
 
     Args:
         parent: The model.
-        config: Recipe or YAML file; none: ``continue``.
+        config: Recipe or YAML file; none: ``continue``, or for a model as narrow as that of ``nano`` what that says of
+            heads, losses and batches.
         overrides: ``key=value`` settings.
 
     Raises:
         ConfigError: If a setting contradicts the model, or is wrong in itself.
     """
-    source = RECIPE if config is None else config
+    small = config is None and parent.vit.config.embed_dim <= SMALL_WIDTH
+    source = config or (SMALL_RECIPE if small else RECIPE)
     own_file = str(source) not in packaged_configs()
     given = named_settings(source if own_file else None, overrides)
     refuse_contradictions(parent.vit.config, given)
@@ -114,6 +121,10 @@ def continued_config(
     settings += [f"model.{key}={value}" for key, value in architecture.items() if f"model.{key}" not in given]
     if config is None:
         settings += _length(given)
+    if small:
+        log.info("heads, losses and batches of recipe %s, as the model is small", SMALL_RECIPE)
+        if not _LENGTHS & given.keys():
+            settings.append(f"optim.max_steps={_MAX_STEPS}")
     resolved = load_config(PretrainConfig, source, [*settings, *overrides])
     if resolved.adapt.parent != parent.fingerprint:
         raise ConfigError(
@@ -173,8 +184,7 @@ def _length(given: Mapping[str, Any]) -> list[str]:
 
     from vitembed.pretrain.auto import CPU_MINUTES
 
-    named = {"optim.max_steps", "optim.max_epochs", "time_budget_seconds"}
-    if named & given.keys() or torch.cuda.is_available() or torch.backends.mps.is_available():
+    if _LENGTHS & given.keys() or torch.cuda.is_available() or torch.backends.mps.is_available():
         return []
     log.info("no GPU is here and no length was given: at most %d minutes (--time-budget 2h for more)", CPU_MINUTES)
     return [f"time_budget_seconds={CPU_MINUTES * 60}"]

@@ -25,6 +25,7 @@ from vitembed.pretrain.finish import finished, same_weights
 from vitembed.pretrain.keep.disk import spared
 from vitembed.pretrain.keep.files import BEST_DIR, PICTURES_DIR
 from vitembed.pretrain.module import PretrainModule
+from vitembed.pretrain.schedule import Clock
 from vitembed.pretrain.watch.best import Best, Look
 from vitembed.pretrain.watch.history import Context
 from vitembed.pretrain.watch.labelled import LabelledPool
@@ -33,6 +34,8 @@ from vitembed.pretrain.watch.scores import mean_cosine, rankme, view_retrieval
 from vitembed.pretrain.watch.sheets import neighbour_sheet, reconstruction_sheet
 
 _NUM_RECONSTRUCTED = 8
+MAX_TIME_SHARE = 0.15
+"""Of a run with a time budget, what looking may take: twenty looks of 7 s left a run of three minutes a third of it."""
 
 
 class Monitors(pl.Callback):
@@ -104,10 +107,19 @@ class Monitors(pl.Callback):
         """Look when the next point of the run is reached."""
         assert isinstance(pl_module, PretrainModule)
         progress = pl_module.shared_progress(trainer.global_step)
-        if self.num_times and progress * self.num_times >= self.due:
+        is_due = self.num_times and progress * self.num_times >= self.due
+        if is_due and (progress >= 1.0 or not self.costs_too_much(pl_module.clock, trainer.world_size)):
             self.due = 1 + int(progress * self.num_times)
             pl_module.check_finite()
             self.look(trainer, pl_module)
+
+    def costs_too_much(self, clock: Clock, world_size: int) -> bool:
+        """Whether a run that has so much time and no more must first train on before it is looked at again.
+
+        Not asked of several processes, which must agree on when to look.
+        """
+        limited = clock.budget_seconds is not None and world_size == 1
+        return limited and self.seconds > MAX_TIME_SHARE * clock.elapsed()
 
     def look(self, trainer: pl.Trainer, module: PretrainModule) -> None:
         """Compute the scores, write the pictures, and keep the encoder if it is the best so far."""
