@@ -180,6 +180,7 @@ def test_heads_are_not_larger_than_the_model_is_worth(width, recipe):
     expected = load_config(PretrainConfig, recipe)
     assert found.objective == expected.objective
     assert (found.optim.batch_size, found.optim.base_lr) == (expected.optim.batch_size, expected.optim.base_lr)
+    assert found.adapt.lr_scale == (0.5 if recipe == "nano" else 0.1)
     assert (found.model.embed_dim, found.model.stem, found.optim.max_steps) == (width, "patch", 9)
 
 

@@ -23,6 +23,7 @@ RECIPE = "continue"
 SMALL_RECIPE = "nano"
 SMALL_WIDTH = 192
 """Up to this width the heads of ``continue`` would cost several times the encoder."""
+_SMALL_LR_SCALE = 0.5  # at 0.1 a small model has not moved when its minutes are over (docs/experiments.md)
 _MAX_STEPS = 3000  # as ``continue`` has it
 _LENGTHS = frozenset({"optim.max_steps", "optim.max_epochs", "time_budget_seconds"})
 """The recipe of a run that names none."""
@@ -123,6 +124,8 @@ def continued_config(
         settings += _length(given)
     if small:
         log.info("heads, losses and batches of recipe %s, as the model is small", SMALL_RECIPE)
+        if "adapt.lr_scale" not in given:
+            settings.append(f"adapt.lr_scale={_SMALL_LR_SCALE}")
         if not _LENGTHS & given.keys():
             settings.append(f"optim.max_steps={_MAX_STEPS}")
     resolved = load_config(PretrainConfig, source, [*settings, *overrides])
