@@ -1,8 +1,8 @@
 """Two labelled folders of other domains for the bake-off, from Debian packages that anyone can fetch.
 
     apt-get download openclipart-png fonts-...          # then dpkg-deb -x PACKAGE EXTRACTED
-    python benchmarks/bakeoff/other_domains.py clipart EXTRACTED clipart     # drawings in colour, 11 subjects, 7,400 images
-    python benchmarks/bakeoff/other_domains.py letters EXTRACTED letters     # A to Z in grey, one image per font and letter
+    python benchmarks/bakeoff/other_domains.py clipart EXTRACTED clipart  # in colour, 11 subjects, 7,400 images
+    python benchmarks/bakeoff/other_domains.py letters EXTRACTED letters  # A to Z in grey, one per font and letter
     python benchmarks/pretrain_quality.py --data clipart --minutes 2 --methods ours:nano,simclr,untrained,pixels
 
 Nobody chose a setting of ours by these two. How many fonts there are depends on the packages: here all of Debian 12's
