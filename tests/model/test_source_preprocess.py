@@ -148,13 +148,13 @@ def test_what_a_processor_leaves_out_is_its_kinds_own():
 
 @pytest.mark.parametrize(("side", "whole"), [(224, 256), (224, 224), (77, 101), (336, 385), (518, 592), (28, 36)])
 def test_crop_share_gives_back_the_resized_side(side, whole):
-    assert Preprocess(img_size=side, crop_pct=crop_pct_for(side, whole))._short_px() == whole
+    assert Preprocess(img_size=side, crop_pct=crop_pct_for(side, whole)).short_px == whole
 
 
 @pytest.mark.parametrize("side", range(200, 300, 7))
 def test_crop_share_for_every_side(side):
     for whole in range(side, 2 * side):
-        assert Preprocess(img_size=side, crop_pct=crop_pct_for(side, whole))._short_px() == whole
+        assert Preprocess(img_size=side, crop_pct=crop_pct_for(side, whole)).short_px == whole
 
 
 @pytest.mark.parametrize(
@@ -197,10 +197,10 @@ def test_what_timm_does_and_we_do_not_is_refused(settings, message):
 def test_family_defaults():
     # DINOv2's evaluation: 256, then 224 from the centre; its positions are for 518 px.
     dinov2 = family_default("dinov2", 518)
-    assert (dinov2.img_size, dinov2._short_px(), dinov2.interpolation) == (224, 256, "bicubic")
+    assert (dinov2.img_size, dinov2.short_px, dinov2.interpolation) == (224, 256, "bicubic")
     assert family_default("hf-dinov2-reg", 518) == dinov2
     assert family_default("hf-clip", 336).mean == family_default("open-clip", 336).mean
-    assert family_default("mae", 224)._short_px() == 256
+    assert family_default("mae", 224).short_px == 256
     _, origin = from_source("mae", native_size=224, patch_size=16, where="x")
     assert origin == "default of the family mae"
     with pytest.raises(ModelError, match="images of 224 px .* cannot be cut into 15-px patches"):

@@ -36,6 +36,11 @@ class CpuFsdp(ShardedStrategy):
         )
 
 
+def autocast(plugin):
+    """As Lightning's own, of another device."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=plugin.precision == "bf16-mixed")
+
+
 def strategy_of(config, world_size):
     if config.strategy != "fsdp":
         return strategies.strategy_of(config, world_size)
@@ -57,7 +62,10 @@ class DiesAfter:
 
 
 if __name__ == "__main__":
+    from pytorch_lightning.plugins.precision import FSDPPrecision
+
     trainer.strategy_of = strategy_of
+    FSDPPrecision.forward_context = autocast
     images, workspace, kill_after, *settings = sys.argv[1:]
     dies = DiesAfter(int(kill_after))
     PretrainModule.optimizer_step = lambda module, *args, **kwargs: dies(module, *args, **kwargs)

@@ -32,6 +32,7 @@ SETTINGS = [
     "optim.grad_clip=0.5",
     f"optim.max_steps={STEPS}",
     "trainer.accelerator=cpu",
+    "trainer.precision=bf16-mixed",
     "trainer.devices=2",
     "trainer.num_pictures=2",
     "trainer.log_every_steps=1",
@@ -86,7 +87,9 @@ def test_weights_in_parts_learn_what_whole_ones_do(train, sharded, tmp_path):
     moments, whole_moments = (state["optimizer_states"][0]["state"] for state in (saved, expected))
     assert moments.keys() == whole_moments.keys()
     for key, value in whole_moments.items():
-        np.testing.assert_allclose(moments[key]["exp_avg"], value["exp_avg"], atol=1e-3, err_msg=str(key))
+        expected_moment = value["exp_avg"].numpy()
+        near = 1e-3 + 0.1 * np.abs(expected_moment).max()  # 16 bits
+        np.testing.assert_allclose(moments[key]["exp_avg"].numpy(), expected_moment, atol=near, err_msg=str(key))
 
 
 @pytest.mark.parametrize("goes_on_with", ["fsdp", "ddp"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
@@ -9,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -201,14 +203,17 @@ def cut(data):
 
 
 def flipped(data):
-    middle = len(data) // 2
+    """One bit in the middle of the largest record; between records there is padding, where it does not matter."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        largest = max(archive.infolist(), key=lambda record: record.file_size)
+    start = largest.header_offset
+    name, extra = (int.from_bytes(data[start + at : start + at + 2], "little") for at in (26, 28))
+    middle = start + 30 + name + extra + largest.file_size // 2
     return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
 
 
 def other_archive(data):
     del data
-    import io
-
     file = io.BytesIO()
     torch.save({"weights": torch.zeros(2)}, file)
     return file.getvalue()

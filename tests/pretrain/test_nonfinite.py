@@ -78,7 +78,7 @@ def test_the_run_stops_before_the_weights_are_spoiled_and_keeps_the_batch(folder
     for name, value in noted["weights"].items():
         if f"state.{name}" in kept:  # the encoder is there under one of its two names
             assert torch.equal(kept[f"state.{name}"], value), name
-    assert sum(name.startswith("state.vit.") for name in kept) > 10
+    assert sum(name.startswith("state.objective.vit.") for name in kept) > 10
     facts = json.loads((run_dir / "nonfinite-0000004.json").read_text())
     assert (facts["step"], facts["seed"], facts["rank"], facts["precision"]) == (BAD_STEP, 0, 0, "32-true")
     again = replay(run_dir / "nonfinite-0000004.json")

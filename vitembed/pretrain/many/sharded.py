@@ -15,7 +15,7 @@ from typing import Any
 
 from lightning_fabric.utilities.types import _PATH
 from pytorch_lightning.strategies import FSDPStrategy
-from torch.distributed.fsdp import FullStateDictConfig, FullyShardedDataParallel, StateDictType
+from torch.distributed.fsdp import FullStateDictConfig, FullyShardedDataParallel, MixedPrecision, StateDictType
 from torch.distributed.fsdp.api import FullOptimStateDictConfig
 from torch.optim import Optimizer
 
@@ -29,14 +29,19 @@ class ShardedStrategy(FSDPStrategy):
     """Each process keeps a part of weights, gradients, moments and averages.
 
     Encoders and heads are units of their own, as slow copies of them (``teacher.Ema``) must be cut in the same places;
-    the blocks in them are joined only while they compute.
+    the blocks in them are joined only while they compute. Weights and buffers stay in 32 bits and autocast computes in
+    16, as with one process; Lightning would keep batch statistics and norms in 16 bits too.
 
     Args:
         timeout: How long a process waits for the others.
     """
 
     def __init__(self, timeout: timedelta) -> None:
-        super().__init__(auto_wrap_policy={Block, VisionTransformer, ProjectionHead}, timeout=timeout)
+        super().__init__(
+            auto_wrap_policy={Block, VisionTransformer, ProjectionHead},
+            mixed_precision=MixedPrecision(),
+            timeout=timeout,
+        )
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """All weights on the first process, nothing on the others; every process takes part."""
