@@ -280,6 +280,7 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=384)
     parser.add_argument("--vectors", type=Path, help="real embeddings in place of drawn ones")
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS))
+    parser.add_argument("--peers-only", action="store_true", help="leave ours out")
     parser.add_argument("--quick", action="store_true", help="20,000 x 64: whether it runs at all")
     parser.add_argument("--autofaiss-python", default=sys.executable, help="of an environment with autofaiss")
     parser.add_argument("--folder", type=Path, help="where to work; by default a temporary one")
@@ -299,7 +300,7 @@ def main() -> None:
             np.save(place / "truth.npy", nearest(vectors, queries))
             shape = vectors.shape
             del every, vectors
-            rows = [run(name, place, sys.executable) for name in OURS]
+            rows = [] if args.peers_only else [run(name, place, sys.executable) for name in OURS]
             for peer in args.peers:
                 rows.append(run(PEERS[peer], place, args.autofaiss_python if peer == "autofaiss" else sys.executable))
             show(rows, *shape)
