@@ -262,7 +262,7 @@ class Collection(Readable):
         with exclusive(self.directory / LOCK_FILE, CollectionError):
             with self._catalog.write():
                 self._catalog.check_same()
-                found = [self._catalog.find(os.path.abspath(name)) or self._catalog.find(name) for name in names]
+                found = [self._find(name) for name in names]
                 rows = {row.id for row in found if row is not None}
                 self._catalog.delete(rows)
             self._nearest.publish()

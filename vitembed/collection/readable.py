@@ -158,9 +158,8 @@ class Readable:
             path: Of the image, or an external id.
             unchanged: None as well if the file is no longer the one that was embedded, by size and time.
         """
-        text = os.fsdecode(path)
         with self._catalog.read():
-            row = self._catalog.find(os.path.abspath(text)) or self._catalog.find(text)
+            row = self._find(path)
             if (
                 row is None
                 or row.status != "ok"
@@ -172,9 +171,8 @@ class Readable:
 
     def get(self, path: str | os.PathLike[str]) -> Row | None:
         """What is known of an image, good or bad, or of an external id; None if nothing is."""
-        text = os.fsdecode(path)
         with self._catalog.read():
-            return self._catalog.find(os.path.abspath(text)) or self._catalog.find(text)
+            return self._find(path)
 
     def paths(self) -> list[str]:
         """Of all images that have a vector: absolute paths and external ids, sorted."""
@@ -193,6 +191,11 @@ class Readable:
             vectors = self._catalog.vectors([row for _, row in found])
         meta = {**self.meta, "normalized": True}
         return Embeddings(vectors.astype(np.float32), [path for path, _ in found], self.fingerprint, None, meta)
+
+    def _find(self, path: str | os.PathLike[str]) -> Row | None:
+        """By absolute path, else by external id."""
+        text = os.fsdecode(path)
+        return self._catalog.find(os.path.abspath(text)) or self._catalog.find(text)
 
     def _check_width(self, vectors: np.ndarray) -> None:
         if vectors.ndim != 2 or not len(vectors) or vectors.shape[1] != self.dim:

@@ -47,6 +47,8 @@ class ObjectiveOutput(NamedTuple):
 class ProjectionHead(nn.Sequential):
     """cls vector to the space in which views are compared: three linear layers, batch norm and ReLU between.
 
+    No layer works in place: FSDP wraps batch norms on their own, and would lose sight of what they gave.
+
     Thrown away after training: the layer before it transfers better (Chen et al. 2020, arXiv:2002.05709, section 4.2).
     """
 

@@ -7,7 +7,7 @@ groups, and it unpickles states without a check; so such a state could not be co
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -57,9 +57,7 @@ class ShardedStrategy(FSDPStrategy):
             state: dict[str, Any] = FullyShardedDataParallel.optim_state_dict(self.model, optimizer)
         if self.global_rank != 0:
             return state
-        numbers = {name: number for number, name in enumerate(self._names(optimizer))}
-        groups = [{**group, "params": [numbers[name] for name in group["params"]]} for group in state["param_groups"]]
-        return {"state": {numbers[name]: value for name, value in state["state"].items()}, "param_groups": groups}
+        return _called(state, {name: number for number, name in enumerate(self._names(optimizer))})
 
     def load_checkpoint(self, checkpoint_path: _PATH, weights_only: bool | None = None) -> dict[str, Any]:
         """Take up a state, of whatever strategy; every process reads the file.
@@ -74,15 +72,7 @@ class ShardedStrategy(FSDPStrategy):
         with self._whole(rank0_only=False):
             self.model.load_state_dict(checkpoint["state_dict"])
             for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
-                names = self._names(optimizer)
-                groups = [
-                    {**group, "params": [names[number] for number in group["params"]]}
-                    for group in saved["param_groups"]
-                ]
-                named = {
-                    "state": {names[number]: value for number, value in saved["state"].items()},
-                    "param_groups": groups,
-                }
+                named = _called(saved, dict(enumerate(self._names(optimizer))))
                 mine = FullyShardedDataParallel.optim_state_dict_to_load(self.model, optimizer, named)
                 optimizer.load_state_dict(mine)
         return checkpoint
@@ -106,3 +96,9 @@ class ShardedStrategy(FSDPStrategy):
         assert self.model is not None
         names = {id(parameter): plain_name(name) for name, parameter in self.model.named_parameters()}
         return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _called(state: Mapping[str, Any], names: Mapping[Any, Any]) -> dict[str, Any]:
+    """An optimiser's state with its parameters called otherwise."""
+    groups = [{**group, "params": [names[old] for old in group["params"]]} for group in state["param_groups"]]
+    return {"state": {names[old]: value for old, value in state["state"].items()}, "param_groups": groups}

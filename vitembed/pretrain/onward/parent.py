@@ -20,13 +20,11 @@ if TYPE_CHECKING:  # torch takes seconds to import, and wrong settings are to be
 log = logging.getLogger("vitembed")
 
 RECIPE = "continue"
-SMALL_RECIPE = "nano"
-SMALL_WIDTH = 192
-"""Up to this width the heads of ``continue`` would cost several times the encoder."""
-_SMALL_LR_SCALE = 0.5  # at 0.1 a small model has not moved when its minutes are over (docs/experiments.md)
-_MAX_STEPS = 3000  # as ``continue`` has it
-_LENGTHS = frozenset({"optim.max_steps", "optim.max_epochs", "time_budget_seconds"})
 """The recipe of a run that names none."""
+SMALL_RECIPE = "nano"
+"""That of one from a model no wider than its own: the heads of ``continue`` cost several times such an encoder."""
+_SMALL_LR_SCALE = 0.5  # at 0.1 a small model has not moved when its minutes are over (docs/experiments.md)
+_LENGTHS = frozenset({"optim.max_steps", "optim.max_epochs", "time_budget_seconds"})
 # What may differ from the model that the run starts from: positions are interpolated, stochastic depth has no weights.
 _FREE = ("img_size", "drop_path_rate")
 
@@ -110,7 +108,7 @@ def continued_config(
     Raises:
         ConfigError: If a setting contradicts the model, or is wrong in itself.
     """
-    small = config is None and parent.vit.config.embed_dim <= SMALL_WIDTH
+    small = config is None and parent.vit.config.embed_dim <= PRESETS[SMALL_RECIPE][0]
     source = config or (SMALL_RECIPE if small else RECIPE)
     own_file = str(source) not in packaged_configs()
     given = named_settings(source if own_file else None, overrides)
@@ -127,7 +125,7 @@ def continued_config(
         if "adapt.lr_scale" not in given:
             settings.append(f"adapt.lr_scale={_SMALL_LR_SCALE}")
         if not _LENGTHS & given.keys():
-            settings.append(f"optim.max_steps={_MAX_STEPS}")
+            settings.append(f"optim.max_steps={named_settings(RECIPE, ())['optim.max_steps']}")
     resolved = load_config(PretrainConfig, source, [*settings, *overrides])
     if resolved.adapt.parent != parent.fingerprint:
         raise ConfigError(
