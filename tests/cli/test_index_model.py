@@ -105,3 +105,11 @@ def test_reading_a_model_to_embed_loads_no_scikit_learn(workspace, photo_folder,
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=workspace)
     assert done.stdout == "[]\n", done.stderr
+
+
+@pytest.mark.parametrize("command", [["index", "photos"], ["embed", "photos", "-o", "vectors.npy"]])
+def test_decoding_on_a_gpu_is_refused_without_one(workspace, photo_folder, vitembed, command, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    done = vitembed(*command, "--gpu-decode", code=1)
+    assert done.stderr == ("Error: decoding on a GPU needs a CUDA device, and this encoder is on cpu: leave it out\n")
+    assert not (workspace / "vectors.npy").exists()

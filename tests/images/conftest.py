@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import struct
+import sys
 import zlib
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +23,15 @@ def photo() -> np.ndarray:
     """uint8 [60, 90, 3], smooth, with a different colour in every corner, so that any turn or flip shows."""
     y, x = np.mgrid[0:60, 0:90]
     return np.stack([x * 255 // 89, y * 255 // 59, 255 - x * 200 // 89], axis=-1).astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def beside():
+    """Imports a module of this folder such that decoding processes, which get this one's path, find it too."""
+    folder = str(Path(__file__).parent)
+    sys.path.insert(0, folder)
+    yield importlib.import_module
+    sys.path.remove(folder)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import signal
+import time
 
 import numpy as np
 import torch
@@ -50,3 +51,32 @@ class CrashesLater(WrongLater):
         if self.num_right < 0:
             os.kill(os.getpid(), signal.SIGSEGV)
         return right(data)
+
+
+class Marking:
+    """Leaves a mark once it has loaded some images."""
+
+    def __init__(self, load, mark):
+        self.load, self.mark, self.count = load, mark, 0
+
+    def prepare(self):
+        self.load.prepare()
+
+    def __call__(self, ref):
+        self.count += 1
+        if self.count == 4:
+            self.mark.touch()
+        return self.load(ref)
+
+
+class Waiting:
+    """Loads nothing before the mark is there."""
+
+    def __init__(self, load, mark):
+        self.load, self.mark = load, mark
+
+    def __call__(self, ref):
+        end = time.monotonic() + 60
+        while not self.mark.exists() and time.monotonic() < end:
+            time.sleep(0.02)
+        return self.load(ref)

@@ -75,12 +75,9 @@ def test_in_memory_is_the_same(tmp_path, refs):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals are POSIX")
-def test_an_image_that_crashes_its_decoder_is_a_bad_one(tmp_path, refs, monkeypatch):
+def test_an_image_that_crashes_its_decoder_is_a_bad_one(tmp_path, refs, monkeypatch, beside):
     """Not the end of the run, and of every later run that goes on with the build."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    from odd_loads import Crashing
-
-    monkeypatch.setattr(cache_module, "Squash", Crashing)
+    monkeypatch.setattr(cache_module, "Squash", beside("odd_loads").Crashing)
     cache = ImageCache.build(refs, tmp_path / "cache", size=4)
     reasons = {bad.path: bad.reason for bad in cache.bad}
     assert len(cache) == 134

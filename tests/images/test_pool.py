@@ -22,16 +22,9 @@ from vitembed.images.worker import WorkerBugError
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX")
 
 
-@pytest.fixture(scope="module")
-def odd_loads():
-    folder = str(Path(__file__).parent)
-    sys.path.insert(0, folder)
-    try:
-        import odd_loads as module
-
-        yield module  # the path must last, as the processes get it
-    finally:
-        sys.path.remove(folder)
+@pytest.fixture
+def odd_loads(beside):
+    return beside("odd_loads")
 
 
 def loaded(load, paths, *, num_workers=2, look_ahead=8, image_seconds=30.0):
