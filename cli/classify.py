@@ -57,10 +57,12 @@ def classify(
         raise typer.BadParameter("links need a folder: --copy-to DIR", param_hint="--link")
     from vitembed.errors import DataError
     from vitembed.images.source import find_images
+    from vitembed.outputs import REPORT, check_outputs
     from vitembed.probe.classify import classify as classified
     from vitembed.probe.saving import SavedProbe
     from vitembed.probe.sorted_folders import SortedFolders
 
+    check_outputs((report, REPORT))
     saved = SavedProbe.load(probe)
     if threshold is not None:
         saved = replace(saved, threshold=threshold)

@@ -36,7 +36,10 @@ def dupes(
     """  # noqa: D301
     from vitembed.collection.collection import Collection
     from vitembed.collection.finding.duplicates import find_duplicates
+    from vitembed.outputs import PAGE, check_outputs
     from vitembed.workspace import find_workspace
+
+    check_outputs((html, PAGE))
 
     with (
         Collection.open(find_workspace(workspace).index_dir) as collection,

@@ -58,6 +58,11 @@ def embed(
     from time import perf_counter
 
     from vitembed.errors import BadImage
+    from vitembed.outputs import REPORT, VECTORS, check_outputs
+    from vitembed.vector_files import check_vector_output
+
+    check_vector_output(output)
+    check_outputs((output, VECTORS), (report, REPORT))
 
     start = perf_counter()
     encoder = open_encoder(model, workspace, pool=pool, speed=speed, gpu_decode=gpu_decode)

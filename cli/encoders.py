@@ -56,8 +56,7 @@ def model_path(model: str | None, workspace: Path | None) -> str | None:
         return model  # a public name needs none
     if model is None:
         return os.fspath(place.model_dir)
-    named = place.dir / "models" / model
-    return os.fspath(named) if named.is_dir() else model
+    return os.fspath(place.find_model(model) or model)
 
 
 def recorded_model(meta: Mapping[str, Any], workspace: Workspace) -> str | None:

@@ -13,7 +13,6 @@ from .output import (
     duration,
     finish,
     note,
-    refuse_without_folder,
     say,
     say_facts,
     say_json,
@@ -79,7 +78,9 @@ def finetune(
     paths, settings = split_settings(labelled)
     if len(paths) > 1:
         raise typer.BadParameter(f"one folder or CSV file, got {len(paths)}: {', '.join(paths)}", param_hint="LABELLED")
-    refuse_without_folder(html)
+    from vitembed.outputs import PAGE, REPORT, check_outputs
+
+    check_outputs((html, PAGE), (report, REPORT))
     seconds = None if time_budget is None else seconds_of(time_budget)
     from vitembed.pretrain.supervised.run import finetune as run_finetuning
     from vitembed.workspace import find_workspace

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vitembed.errors import DataError
+from vitembed.outputs import REPORT, check_outputs
 from vitembed.workspace import find_workspace
 
 from .encoders import index_encoder, index_facts, note_model
@@ -79,6 +80,7 @@ def index(
     """  # noqa: D301
     asked = {"family": ann, "target_ms": target_ms, "min_recall": min_recall}
     _check_asked(asked)
+    check_outputs((report, REPORT))
     if len(images) == 1 and images[0].endswith(VECTOR_SUFFIXES):
         _index_vectors(Path(images[0]), rebuild, float32, asked, workspace)
         return

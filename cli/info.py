@@ -211,7 +211,7 @@ def _of_workspace(workspace: Workspace, batch_size: int) -> Facts:
         facts += _of_model(about(workspace.model_dir, batch_size=batch_size))
     else:
         facts.append(("model", "none yet: run vitembed pretrain, or name a public one (vitembed models)"))
-    named = sorted((workspace.dir / "models").glob("*/"))
+    named = workspace.named_models()
     if named:
         facts.append(("other models", ", ".join(path.name for path in named)))
     if workspace.index_dir.is_dir():

@@ -16,7 +16,7 @@ from vitembed.workspace import WORKSPACE_DIR, find_workspace
 
 from .encoders import index_encoder, index_facts, note_model
 from .options import Images, JsonOption, ModelOption, ReportOption, StrictOption, WorkspaceOption
-from .output import finish, note, progress_bar, refuse_without_folder, say, say_json, shown
+from .output import finish, note, progress_bar, say, say_json, shown
 
 if TYPE_CHECKING:
     from vitembed.embeddings import Embeddings
@@ -93,13 +93,15 @@ def label(
       vitembed label ./images --answers answers.csv --sheet ask.html
       vitembed label ./images --save pets.safetensors
     """  # noqa: D301
+    from vitembed.outputs import PAGE, PROBE, REPORT, SHEET, check_outputs
     from vitembed.probe.labelling.class_names import NO_CLASSES, checked_classes
     from vitembed.probe.labelling.session import LabelSession
     from vitembed.probe.labelling.terminal_dialog import dialog, progress_lines
 
-    refuse_without_folder(sheet, save)
     if sheet is not None and sheet.suffix.lower() not in (".html", ".htm", ".csv"):
         raise typer.BadParameter(f"{shown(sheet)}: expected a name that ends in .html or .csv", param_hint="--sheet")
+    is_table = sheet is not None and sheet.suffix.lower() == ".csv"
+    check_outputs((sheet, SHEET if is_table else PAGE), (save, PROBE), (report, REPORT))
     if not 0 < precision <= 1:
         raise typer.BadParameter(f"{precision:g}: expected a share above 0 and at most 1", param_hint="--precision")
     names = None if classes is None else checked_classes(classes.split(","))

@@ -45,7 +45,10 @@ def map(
     from vitembed.collection.collection import Collection
     from vitembed.collection.finding.map2d import make_map
     from vitembed.collection.finding.map_page import write_map
+    from vitembed.outputs import PAGE, check_outputs
     from vitembed.workspace import find_workspace
+
+    check_outputs((out, PAGE))
 
     with Collection.open(find_workspace(workspace).index_dir) as collection:
         name_labels(collection, labels)

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from vitembed.errors import BadImage, DataError, printable
+from vitembed.errors import BadImage, printable
+from vitembed.outputs import REPORT, write_output
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -52,19 +53,6 @@ def say_json(document: Any, *, indent: int | None = 2) -> None:
 def say_paths(paths: Sequence[str], end: bytes = b"\n") -> None:
     """Paths alone on stdout, in the very bytes that the file system has; for xargs -0 ``end`` is a NUL."""
     _to_stdout(b"".join(os.fsencode(path) + end for path in paths))
-
-
-def refuse_without_folder(*outputs: Path | None) -> None:
-    """Say before the work, not after it, that a file could not be written.
-
-    Raises:
-        DataError: If there is no folder for one of them.
-    """
-    from vitembed.errors import DataError
-
-    for output in outputs:
-        if output is not None and not output.absolute().parent.is_dir():
-            raise DataError(f"{shown(output)} cannot be written: there is no folder {shown(output.absolute().parent)}")
 
 
 def say_csv(cells: Sequence[str]) -> None:
@@ -176,7 +164,8 @@ def finish(bad: Sequence[BadImage], *, strict: bool, report: Path | None) -> Non
         DataError: If the report cannot be written.
     """
     if report is not None:
-        _write_report(bad, report)
+        lines = [json.dumps({"path": problem.path, "reason": problem.reason}) + "\n" for problem in bad]
+        write_output(report, REPORT, "".join(lines))
     if not bad:
         return
     note(f"{len(bad)} image{'s' if len(bad) > 1 else ''} skipped:")
@@ -187,14 +176,6 @@ def finish(bad: Sequence[BadImage], *, strict: bool, report: Path | None) -> Non
         note(f"  ... and {len(bad) - NUM_BAD_SHOWN} more (see {where})")
     if strict:
         raise typer.Exit(EXIT_SKIPPED)
-
-
-def _write_report(bad: Sequence[BadImage], report: Path) -> None:
-    lines = [json.dumps({"path": problem.path, "reason": problem.reason}) + "\n" for problem in bad]
-    try:
-        report.write_text("".join(lines), encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"cannot write the report {printable(report)}: {error.strerror}") from error
 
 
 def _to_stdout(text: str | bytes) -> None:

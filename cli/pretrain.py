@@ -75,6 +75,9 @@ def pretrain(
     if cache is not None:
         settings.append(f"data.cache={cache}")
     seconds = None if time_budget is None else seconds_of(time_budget)
+    from vitembed.outputs import REPORT, check_outputs
+
+    check_outputs((report, REPORT))
     from vitembed.pretrain.many.processes import current_process
     from vitembed.pretrain.run import pretrain as run_pretraining
     from vitembed.pretrain.watch.figures import key_figures

@@ -9,7 +9,7 @@ import typer
 
 from .encoders import open_encoder
 from .options import JsonOption, ModelOption, ReportOption, SpeedOption, StrictOption, WorkspaceOption
-from .output import finish, note, progress_bar, refuse_without_folder, say, say_json, say_table, shown
+from .output import finish, note, progress_bar, say, say_json, say_table, shown
 
 if TYPE_CHECKING:
     from vitembed.probe.evaluation.compare import Comparison
@@ -85,6 +85,7 @@ def probe(
       vitembed probe ./labelled --compare dinov2-small .vitembed/model
     """  # noqa: D301
     from vitembed import __version__
+    from vitembed.outputs import PAGE, PROBE, REPORT, check_outputs
     from vitembed.probe.evaluation.compare import compare as compare_encoders
     from vitembed.probe.evaluation.report_page import write_page
     from vitembed.probe.evaluation.study import study
@@ -99,7 +100,7 @@ def probe(
         raise typer.BadParameter("a probe belongs to one model: save it without --compare", param_hint="--save")
     if not compare or model is not None or len(named) < 2:
         named = [model, *named]
-    refuse_without_folder(html, save)
+    check_outputs((html, PAGE), (save, PROBE), (report, REPORT))
     images = read_labelled(labelled)
     with progress_bar("embedding") as advance:
         found = embed_labelled(

@@ -111,8 +111,10 @@ def search(
     from vitembed.collection.collection import Collection
     from vitembed.collection.search import UNIQUE_THRESHOLD
     from vitembed.collection.search import search as find
+    from vitembed.outputs import PAGE, check_outputs, page_or_picture
     from vitembed.workspace import find_workspace
 
+    check_outputs((html, PAGE), (explain, page_or_picture(explain) if explain is not None else PAGE))
     threshold = unique_at if unique_at is not None else UNIQUE_THRESHOLD if unique else None
     if batch is not None:
         _refuse_with_batch(query=query, unlike=unlike, weight=weight, crop=crop, html=html, explain=explain, show=show)

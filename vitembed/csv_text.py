@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from vitembed.atomic import atomic_path
 from vitembed.errors import DataError, printable
 
 _QUOTED = frozenset(',;"\r\n')
@@ -26,19 +24,6 @@ def _cell(text: str) -> str:
         return text
     doubled = text.replace('"', '""')
     return f'"{doubled}"'
-
-
-def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write a file, whole or not at all.
-
-    Raises:
-        DataError: If it cannot be written.
-    """
-    try:
-        with atomic_path(path) as temp:
-            temp.write_bytes(data)
-    except OSError as error:
-        raise DataError(f"{printable(path)}: cannot write: {error.strerror or error}") from error
 
 
 def read_csv(path: Path, needed: Sequence[str]) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:

@@ -10,18 +10,25 @@ import csv
 import hashlib
 import itertools
 import json
+import logging
+import os
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from vitembed.atomic import atomic_path
 from vitembed.embeddings import Embeddings
 from vitembed.errors import DataError, printable
+from vitembed.outputs import VECTORS, VECTORS_HEADER, check_output, is_stream, output_file, write_output
+
+log = logging.getLogger("vitembed")
 
 Header = dict[str, Any]
 FORMAT_VERSION = 1
+_WITH_SIDECAR = (".npy", ".csv")
+_OLD, _NEW_CRC32 = "replaced", "crc32"  # in the file beside them, for the moment in which vectors are replaced
 
 
 class Content(NamedTuple):
@@ -35,6 +42,7 @@ class Content(NamedTuple):
 
 def save_embeddings(embeddings: Embeddings, path: Path) -> None:
     """Write ``path`` in the format that its suffix names; see ``Embeddings.save``."""
+    check_vector_output(path)
     write, _ = _format_of(path)
     try:
         header = {
@@ -49,17 +57,31 @@ def save_embeddings(embeddings: Embeddings, path: Path) -> None:
             "checksum": _checksum(embeddings.vectors, embeddings.ids, embeddings.labels),
         }
         json.dumps(header)
-        with atomic_path(path) as temp:
+        beside: Header | None = None
+        with output_file(path, VECTORS) as temp:
             beside = write(temp, embeddings, header)
-            if beside is not None:
-                with atomic_path(_sidecar(path)) as temp_sidecar:
-                    temp_sidecar.write_text(json.dumps(beside), encoding="utf-8")
-            else:
-                _sidecar(path).unlink(missing_ok=True)
-    except OSError as error:
-        raise DataError(f"{printable(path)}: cannot write: {error.strerror or error}") from error
+            if beside is not None and is_stream(path):
+                log.warning("%s: only the vectors are written, as nothing can lie beside it (parquet holds all)", path)
+                beside = None
+            if beside is not None:  # first with the old header too, so that a power cut leaves vectors that fit one
+                both = {**beside, _NEW_CRC32: _crc32(temp), _OLD: _old_header(path)}
+                write_output(_sidecar(path), VECTORS_HEADER, json.dumps(both))
+        if beside is not None:
+            write_output(_sidecar(path), VECTORS_HEADER, json.dumps(beside))
     except (TypeError, ValueError) as error:  # UnicodeError is a ValueError
         raise DataError(f"{printable(path)}: cannot hold this as {path.suffix}: {_one_line(error)}") from error
+
+
+def check_vector_output(path: Path) -> None:
+    """Refuse, before the work, what ``save_embeddings`` would refuse after it.
+
+    Raises:
+        DataError: If the suffix is unknown, or something is there that vitembed did not write as vectors.
+    """
+    _format_of(path)
+    check_output(path, VECTORS)
+    if path.suffix.lower() in _WITH_SIDECAR and not is_stream(path):
+        check_output(_sidecar(path), VECTORS_HEADER)
 
 
 def load_embeddings(path: Path) -> Embeddings:
@@ -260,17 +282,39 @@ def _checksum(vectors: np.ndarray, ids: list[str], labels: np.ndarray | None) ->
 
 
 def _sidecar(path: Path) -> Path:
-    return path.with_name(path.name + ".json")
+    real = Path(os.path.realpath(path))  # of a link, beside the file itself
+    return real.with_name(real.name + ".json")
 
 
 def _read_sidecar(path: Path) -> Header | None:
     beside = _sidecar(path)
     if not beside.is_file():
-        return None
+        beside = path.with_name(path.name + ".json")
+        if not beside.is_file():
+            return None
     header = json.loads(beside.read_text(encoding="utf-8"))
     if not isinstance(header, dict):
         raise DataError(f"{printable(beside.name)} beside it is not a header")
+    if _OLD in header and header[_NEW_CRC32] != _crc32(path):  # writing was cut short: the old vectors are there
+        old: Header | None = header[_OLD]
+        return old
     return header
+
+
+def _crc32(path: Path) -> int:
+    value = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            value = zlib.crc32(block, value)
+    return value
+
+
+def _old_header(path: Path) -> Header | None:
+    """The header of the vectors that are about to be replaced."""
+    try:
+        return _read_sidecar(path)
+    except (DataError, OSError, ValueError):
+        return None
 
 
 def _labels_of(values: Sequence[Any] | np.ndarray | None, header: Header | None) -> np.ndarray | None:

@@ -3,13 +3,36 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitembed.errors import VitembedError, printable
+from vitembed.errors import ConfigError, VitembedError, printable
 
 WORKSPACE_DIR = ".vitembed"
+OWN_MODEL = "model"
+"""Name of the workspace's own model; all others lie in ``models/``."""
 WORKSPACE_VARIABLE = "VITEMBED_WORKSPACE"
+
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
+_RESERVED = re.compile(r"con|prn|aux|nul|com\d|lpt\d|model", re.IGNORECASE)  # devices on Windows; our own model
+
+
+def check_name(name: str) -> str:
+    """The name of a model and its run, where it is one: a single folder name that every file system takes.
+
+    Raises:
+        ConfigError: If it is not 1 to 64 letters (a-z, A-Z), digits, ``-`` and ``_``, or is reserved.
+    """
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"--name {printable(name)!r}: expected 1 to 64 letters (a-z, A-Z), digits, - and _, the first no -; the "
+            "name becomes a folder of the workspace, so it can be no path"
+        )
+    if name != OWN_MODEL and _RESERVED.fullmatch(name):
+        raise ConfigError(f"--name {name!r} is reserved by the system or for the workspace's own model: choose another")
+    return name
 
 
 @dataclass(frozen=True)
@@ -27,7 +50,7 @@ class Workspace:
     @property
     def model_dir(self) -> Path:
         """The encoder that ``pretrain`` leaves and ``index`` takes."""
-        return self.dir / "model"
+        return self.dir / OWN_MODEL
 
     @property
     def index_dir(self) -> Path:
@@ -38,6 +61,37 @@ class Workspace:
     def runs_dir(self) -> Path:
         """One folder per training run."""
         return self.dir / "runs"
+
+    def model_named(self, name: str) -> Path:
+        """Where ``pretrain --name`` puts a model.
+
+        Raises:
+            ConfigError: If it cannot be a name.
+        """
+        return self.model_dir if check_name(name) == OWN_MODEL else self.dir / "models" / name
+
+    def run_named(self, name: str) -> Path:
+        """The folder of that model's training run.
+
+        Raises:
+            ConfigError: If it cannot be a name.
+        """
+        return self.runs_dir / check_name(name)
+
+    def find_model(self, name: str | os.PathLike[str]) -> Path | None:
+        """The folder of a model that is there, by name; None for a path, or where there is none of that name.
+
+        Names of earlier versions (with dots or spaces) and of archived models (``NAME@FINGERPRINT``) are found too.
+        """
+        text = os.fspath(name)
+        if Path(text).name != text or text.startswith(".") or "\0" in text:
+            return None
+        folder = self.model_dir if text == OWN_MODEL else self.dir / "models" / text
+        return folder if folder.is_dir() else None
+
+    def named_models(self) -> list[Path]:
+        """The folders of all models beside the workspace's own, sorted."""
+        return sorted(path for path in (self.dir / "models").glob("*/") if not path.name.startswith("."))
 
     @property
     def cache_dir(self) -> Path:

@@ -211,7 +211,7 @@ def test_nothing_usable(vitembed, workspace, command):
 
 
 def test_a_report_that_cannot_be_written(vitembed, workspace, photo_folder):
-    assert "cannot write the report" in vitembed("index", "photos", "--report", "no/where.jsonl", code=1).stderr
+    assert "there is no folder" in vitembed("index", "photos", "--report", "no/where.jsonl", code=1).stderr
 
 
 @pytest.mark.skipif(os.name == "nt", reason="file names are text there")

@@ -11,8 +11,8 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from vitembed.atomic import atomic_path
-from vitembed.errors import BadImage, DataError, printable
+from vitembed.errors import BadImage
+from vitembed.outputs import GENERATOR, PAGE, check_output, write_output
 from vitembed.page.picture import jpeg_uri
 from vitembed.page.picture import thumbnail as thumbnail  # callers of sheets draw single pictures too
 from vitembed.page.safe_text import safe
@@ -48,22 +48,20 @@ def write_sheet(
     """Write an HTML page with the thumbnails inside: no script, no other file, no network.
 
     Args:
-        path: The file, replaced whole or not at all.
+        path: The file (``.html``); a page of ours that is there is replaced whole or not at all.
         title: Heading.
         rows: One block each.
         note: A line below the heading.
         thumb_px: Longer side of a thumbnail. One takes about 10 KB.
 
     Raises:
-        DataError: If the file cannot be written. An image that cannot be read is shown as an empty frame.
+        DataError: If the file cannot be written or holds something else. An image that cannot be read is shown as an
+            empty frame.
     """
+    check_output(path, PAGE)
     blocks = "\n".join(_block(row, thumb_px) for row in rows)
-    page = _PAGE.format(title=safe(title), note=safe(note), style=_STYLE, blocks=blocks)
-    try:
-        with atomic_path(path) as temp:
-            temp.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"{printable(path)}: cannot write: {error.strerror or error}") from error
+    page = _PAGE.format(generator=GENERATOR, title=safe(title), note=safe(note), style=_STYLE, blocks=blocks)
+    write_output(path, PAGE, page)
 
 
 def problem_of(item: SheetImage, error: BadImage) -> str:
@@ -124,6 +122,7 @@ _PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
+{generator}
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <title>{title}</title>

@@ -6,10 +6,11 @@ import os
 from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
-from vitembed.atomic import atomic_path
 from vitembed.collection.sheet import SheetImage, SheetRow, problem_of, thumbnail
-from vitembed.errors import BadImage, DataError, printable
+from vitembed.errors import BadImage, printable
+from vitembed.outputs import PICTURE, PICTURE_SOFTWARE, check_output, output_file
 
 _BACK, _TEXT, _SOFT, _FRAME = "#ffffff", "#1c1c1a", "#6b6b66", "#dddcd6"
 _TONES = {None: _FRAME, "good": "#1a7f4b", "bad": "#c0362c"}
@@ -23,14 +24,14 @@ def sheet_png(
     """Write ``write_sheet``'s page as one PNG: ``draw_sheet``'s picture.
 
     Raises:
-        DataError: If the file cannot be written.
+        DataError: If the file cannot be written, or holds another picture or anything else.
     """
+    check_output(path, PICTURE)
     picture = draw_sheet(title, rows, note, thumb_px=thumb_px)
-    try:
-        with atomic_path(path) as temp:
-            picture.save(temp, "PNG")
-    except OSError as error:
-        raise DataError(f"{printable(path)}: cannot write: {error.strerror or error}") from error
+    texts = PngInfo()
+    texts.add_text(*PICTURE_SOFTWARE)
+    with output_file(path, PICTURE) as temp:
+        picture.save(temp, "PNG", pnginfo=texts)
 
 
 def draw_sheet(title: str, rows: Sequence[SheetRow], note: str = "", *, thumb_px: int = 112) -> Image.Image:

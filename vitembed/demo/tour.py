@@ -20,9 +20,10 @@ from rich.table import Table
 from vitembed.demo.datasets import cifar10, fashion_mnist, imagenette
 from vitembed.demo.edits import write_edited_copies
 from vitembed.demo.emoji import emoji
-from vitembed.errors import DataError, VitembedError
+from vitembed.errors import DataError, VitembedError, printable
 
 MARKER = "demo.json"
+_MADE_BY = {"made_by": "vitembed demo"}
 PRETRAIN_BUDGET = "220s"
 LABELLED_BUDGET = "5m"
 LABELLED_IMAGES = 12_000
@@ -67,12 +68,24 @@ def run_tour(out: Path, *, dataset: str = "emoji", data_root: Path | None = None
 def _prepare(out: Path) -> Path:
     """The folder, with what an earlier demo trained taken away; its data stay."""
     out = out.absolute()
-    if out.exists() and not (out / MARKER).is_file() and any(out.iterdir()):
-        raise DataError(f"{out} is not empty and not from an earlier demo: name another folder with --out")
-    shutil.rmtree(out / ".vitembed", ignore_errors=True)
-    (out / ".vitembed").mkdir(parents=True)
-    (out / MARKER).write_text('{"made_by": "vitembed demo"}\n', encoding="utf-8")
+    if out.exists() and not out.is_dir():
+        raise DataError(f"{printable(out)} is no folder: name another with --out")
+    if out.exists() and any(out.iterdir()) and not _is_demo(out):
+        raise DataError(f"{printable(out)} is not empty and not from an earlier demo: name another folder with --out")
+    for made in ("model", "runs/model", "index", "cache"):  # models, labels and runs of other names are the user's
+        shutil.rmtree(out / ".vitembed" / made, ignore_errors=True)
+    for sheet in ("edited-copies.png", "another-artist.png"):
+        (out / sheet).unlink(missing_ok=True)
+    (out / ".vitembed").mkdir(parents=True, exist_ok=True)
+    (out / MARKER).write_text(json.dumps(_MADE_BY) + "\n", encoding="utf-8")
     return out
+
+
+def _is_demo(out: Path) -> bool:
+    try:
+        return bool(json.loads((out / MARKER).read_bytes()) == _MADE_BY)
+    except (OSError, ValueError):
+        return False
 
 
 def _emoji_tour(out: Path, console: Console, budget: str) -> None:

@@ -13,6 +13,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -33,6 +34,8 @@ _SAVE_SECONDS = 10.0
 SPARE_BYTES = 64 << 20
 """Left free on the disk."""
 _KEPT_OTHERS = 1
+_NAME = re.compile(r"[0-9a-f]{32}")
+_FILE = re.compile(r"(\.tmp\.\d+\.)?(pixels\.u8|aspect\.f32|cache\.json|progress\.json)")
 _WAYS_ON = (
     "make room and run again, it goes on where it was; or make the cached images smaller (data.cache_size), "
     "or keep nothing (--cache off)"
@@ -182,12 +185,19 @@ def _forget_others(target: Path) -> None:
     A cache that is being built is left alone. One that is mapped stays readable to who has it, and where the system
     refuses to delete a mapped file, what is left is not whole and so never used.
     """
-    others = [lock for lock in target.parent.glob("*.lock") if lock.stem != target.name]
+    others = [lock for lock in target.parent.glob("*.lock") if lock.stem != target.name and _is_cache(lock)]
     for lock in sorted(others, key=lambda lock: lock.stat().st_mtime_ns, reverse=True)[_KEPT_OTHERS:]:
         # The lock itself stays: another process may be waiting for it.
         with contextlib.suppress(BlockingIOError), locked(lock, wait=False):
             for folder in (lock.with_suffix(""), lock.with_suffix(".partial")):
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_cache(lock: Path) -> bool:
+    """Whether what this lock is named after is a cache of ours, or nothing yet: a user may have locks of his own."""
+    folders = [lock.with_suffix(""), lock.with_suffix(".partial")]
+    files = {file.name for folder in folders if folder.is_dir() for file in folder.iterdir()}
+    return _NAME.fullmatch(lock.stem) is not None and all(_FILE.fullmatch(name) for name in files)
 
 
 def _resume(partial: Path, key: str, size: int) -> tuple[int, dict[int, str]]:

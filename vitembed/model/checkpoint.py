@@ -9,8 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,15 +19,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from vitembed.atomic import atomic_folder, standing_folder
 from vitembed.config import ViTConfig, to_dict
 from vitembed.errors import ConfigError, ModelError
 from vitembed.images.preprocess import Preprocess
+from vitembed.model.folder import CONFIG_FILE, FORMAT, MODEL_FILES, WEIGHTS_FILE, check_model_folder
 from vitembed.model.timm_encoder import TimmConfig
 from vitembed.model.vit import VisionTransformer
 
 FORMAT_VERSION = 1
-WEIGHTS_FILE = "encoder.safetensors"
-CONFIG_FILE = "config.json"
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(ViTConfig)}
 _FIRST_FIELDS = {
     "img_size", "patch_size", "embed_dim", "depth", "num_heads", "in_chans", "mlp_ratio", "qkv_bias", "num_registers",
@@ -82,7 +80,9 @@ def save_model(
     provenance: Mapping[str, Any] | None = None,
     licence: str | None = None,
 ) -> Path:
-    """Write a model folder; one that is there already is replaced only when the new one is complete on disk.
+    """Write a model folder; a model that is there is replaced, in one step, when the new one is complete on disk.
+
+    Other files in that folder are kept. A folder that holds no model of ours is refused.
 
     Args:
         directory: Where the folder shall be.
@@ -94,12 +94,17 @@ def save_model(
 
     Returns:
         The folder.
+
+    Raises:
+        ModelError: If something else is there, or no model can be written there.
+        OSError: If the disk is full.
     """
     directory = Path(directory)
+    check_model_folder(directory)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in vit.state_dict().items()}
     weights = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
     config = {
-        "format": "vitembed-encoder",
+        "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "architecture": to_dict(vit.config),
         "preprocess": preprocess.to_dict(),
@@ -108,22 +113,9 @@ def save_model(
         "licence": licence,
         "provenance": dict(provenance or {}),
     }
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    fresh = directory.with_name(f".{directory.name}.new-{os.getpid()}")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir()
-    save_file(weights, fresh / WEIGHTS_FILE)
-    (fresh / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    for path in (fresh / WEIGHTS_FILE, fresh / CONFIG_FILE):
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    if directory.exists():
-        old = directory.with_name(f".{directory.name}.old-{os.getpid()}")
-        directory.rename(old)
-        fresh.rename(directory)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        fresh.rename(directory)
+    with atomic_folder(directory, MODEL_FILES) as folder:
+        save_file(weights, folder / WEIGHTS_FILE)
+        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return directory
 
 
@@ -133,7 +125,7 @@ def read_model(directory: str | Path) -> SavedModel:
     Raises:
         ModelError: If the folder is absent or incomplete, of a newer format, or if weights and config do not agree.
     """
-    directory = Path(directory)
+    directory = standing_folder(directory)
     config = _read_config(directory)
     try:
         vit_config = ViTConfig(**config["architecture"])
@@ -178,7 +170,7 @@ def _read_config(directory: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot read {path}: {error}") from error
-    if not isinstance(config, dict) or config.get("format") != "vitembed-encoder":
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise ModelError(f"{path} does not describe a vitembed encoder")
     if not isinstance(config.get("format_version"), int) or config["format_version"] > FORMAT_VERSION:
         raise ModelError(

@@ -67,7 +67,7 @@ def list_models(workspace: Path | None = None) -> list[ListedModel]:
         place = None
     own = []
     if place is not None:
-        folders = [place.model_dir, *sorted((place.dir / "models").glob("*/"))]
+        folders = [place.model_dir, *place.named_models()]
         own = [entry for folder in folders if (entry := _own(folder)) is not None]
     return [*own, *_public()]
 

@@ -96,12 +96,9 @@ def _place(model: str | os.PathLike[str] | None) -> str:
                 "or name a model folder or a public model with --model"
             )
         return os.fspath(workspace.model_dir)
-    path = Path(model)
-    if not path.exists() and len(path.parts) == 1:
+    if not Path(model).exists():
         with contextlib.suppress(VitembedError):
-            named = find_workspace().dir / "models" / path.name
-            if named.exists():
-                return os.fspath(named)
+            return os.fspath(find_workspace().find_model(model) or model)
     return os.fspath(model)
 
 

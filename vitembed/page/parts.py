@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from vitembed.outputs import GENERATOR
 from vitembed.page.safe_text import safe
 from vitembed.page.style import STYLE
 
@@ -21,6 +22,7 @@ def document(title: str, body: str, *, style: str = "") -> str:
     """
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f"{GENERATOR}"
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{safe(title)}</title><style>{STYLE}{style}</style></head>\n<body>\n{body}\n</body></html>\n"
     )

@@ -18,6 +18,7 @@ from vitembed.images.cache import ImageCache
 from vitembed.images.preprocess import Preprocess
 from vitembed.images.source import ImageListing, ImageRef, find_images
 from vitembed.lock import exclusive
+from vitembed.model.folder import check_model_folder
 from vitembed.pretrain.decoding import decode_once
 from vitembed.pretrain.keep.files import BEST_DIR, LOCK_FILE, REPORT_FILE, RUN_FILE
 from vitembed.pretrain.keep.run_folder import (
@@ -34,7 +35,7 @@ from vitembed.pretrain.many.processes import Follower, Process, Share, Team, cur
 from vitembed.pretrain.onward.parent import continued_config, read_parent, refuse_own_place, refuse_without_parent
 from vitembed.pretrain.watch.event_files import refuse_without_tensorboard
 from vitembed.recipes import load_config
-from vitembed.workspace import Workspace, find_workspace
+from vitembed.workspace import Workspace, check_name, find_workspace
 
 if TYPE_CHECKING:
     from vitembed.model.checkpoint import SavedModel
@@ -142,8 +143,11 @@ def _pretrain(
 ) -> PretrainResult:
     """What the first process does."""
     started = time.monotonic()
+    check_name(name)
     if not isinstance(workspace, Workspace):
         workspace = find_workspace(workspace, create=True)
+    run_dir, model_dir = workspace.run_named(name), workspace.model_named(name)
+    check_model_folder(model_dir)
     inputs = [images] if isinstance(images, (str, os.PathLike)) else list(images)
     listing = find_images(inputs)
     if len(listing.refs) < MIN_IMAGES:
@@ -151,8 +155,6 @@ def _pretrain(
             f"{len(listing.refs)} images in {', '.join(map(str, inputs))}: pretraining needs at least {MIN_IMAGES}, "
             "and some thousands to be of use"
         )
-    run_dir = workspace.runs_dir / name
-    model_dir = workspace.model_dir if name == "model" else workspace.dir / "models" / name
     parent: SavedModel | None = None
     if model is None:
         refuse_without_parent(config, overrides)

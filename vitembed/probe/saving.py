@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import erf
 
-from vitembed.atomic import atomic_path
 from vitembed.errors import DataError, MismatchError, printable
+from vitembed.outputs import PROBE, write_output
 from vitembed.probe.evaluation.study import Study
 
 FORMAT_VERSION = 2
@@ -166,10 +166,10 @@ class SavedProbe:
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the file, whole or not at all.
+        """Write the file; a probe that is there is replaced whole or not at all.
 
         Raises:
-            DataError: If it cannot be written.
+            DataError: If it cannot be written, or something else is there.
         """
         from safetensors.numpy import save
 
@@ -185,11 +185,7 @@ class SavedProbe:
         if self.hidden is not None:
             arrays |= {"hidden_coef": self.hidden.coef, "hidden_intercept": self.hidden.intercept}
         data = save(arrays, metadata={_KEY: json.dumps(header)})
-        try:
-            with atomic_path(path) as temp:
-                temp.write_bytes(data)
-        except OSError as error:
-            raise DataError(f"{printable(path)}: cannot write: {error.strerror or error}") from error
+        write_output(path, PROBE, data)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> SavedProbe:

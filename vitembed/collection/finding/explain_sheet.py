@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -17,6 +16,7 @@ from vitembed.collection.sheet_png import sheet_png
 from vitembed.errors import BadImage, DataError, MismatchError, printable
 from vitembed.images.source import ImageRef
 from vitembed.model.encoder import Encoder
+from vitembed.outputs import PICTURE, check_output, page_or_picture
 
 MAX_HITS = 6
 PICTURE_PX = 280
@@ -37,7 +37,7 @@ def write_explanation(
     """Write why each of the best hits matched, as a page (``.html``) or one picture (``.png``).
 
     Args:
-        path: The file, replaced whole or not at all.
+        path: The file; one of ours that is there is replaced whole or not at all.
         encoder: Of the collection that was searched.
         fingerprint: Of that collection.
         result: Of one query image.
@@ -48,9 +48,8 @@ def write_explanation(
         MismatchError: If the encoder is not the one of the collection.
         BadImage: If the query cannot be read.
     """
-    suffix = Path(path).suffix.lower()
-    if suffix not in (".html", ".htm", ".png"):
-        raise DataError(f"{printable(path)}: expected a name that ends in .html or .png")
+    kind = page_or_picture(path)
+    check_output(path, kind)
     if encoder.fingerprint != fingerprint:
         raise MismatchError(
             f"the collection is of encoder {fingerprint[:12]}, this is encoder {encoder.fingerprint[:12]}: "
@@ -67,7 +66,7 @@ def write_explanation(
             continue
         rows.append(_row(query, pixels, explainer.explain(pixels), hit.rank, hit.path, result.queries[0]))
     title = "Why they match"
-    if suffix == ".png":
+    if kind is PICTURE:
         sheet_png(path, title, rows, SHORT_NOTE, thumb_px=PICTURE_PX // 2)
     else:
         side_by_side = [SheetRow([], [*row.queries(), *row.hits]) for row in rows]

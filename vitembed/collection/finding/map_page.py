@@ -18,10 +18,10 @@ from importlib.resources import files
 import numpy as np
 from PIL import Image
 
-from vitembed.atomic import atomic_path
 from vitembed.collection.finding.map2d import ImageMap
-from vitembed.errors import BadImage, DataError, printable
+from vitembed.errors import BadImage, printable
 from vitembed.images.loader import default_workers
+from vitembed.outputs import GENERATOR, PAGE, check_output, write_output
 from vitembed.page.picture import thumbnail
 
 MAX_THUMB_PX, MIN_THUMB_PX = 96, 32
@@ -41,7 +41,7 @@ def write_map(
     """Write the page.
 
     Args:
-        path: The file, replaced whole or not at all.
+        path: The file (``.html``); a page of ours that is there is replaced whole or not at all.
         image_map: What to show.
         max_bytes: About how large the thumbnails may be in all. They are made smaller, down to 32 pixels, and then
             only some of the points get one, evenly spread.
@@ -53,6 +53,7 @@ def write_map(
     Raises:
         DataError: If the file cannot be written.
     """
+    check_output(path, PAGE)
     thumb_px, pictured = _plan(image_map, max_bytes)
     atlases, cell_of, num_unreadable = _atlases(image_map, pictured, thumb_px, progress)
     notes = []
@@ -73,11 +74,7 @@ def write_map(
         "atlases": atlases,
     }
     page = _page(data, _summary(image_map, notes))
-    try:
-        with atomic_path(path) as temp:
-            temp.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"{printable(path)}: cannot write: {error.strerror or error}") from error
+    write_output(path, PAGE, page)
     return notes
 
 
@@ -172,6 +169,7 @@ def _page(data: dict[str, object], summary: str) -> str:
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f"{GENERATOR}\n"
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         f"<title>Map of images</title>\n<style>{style}</style>\n</head>\n<body>\n"

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitembed.errors import ConfigError
-from vitembed.model.export.publish import make_room
+from vitembed.errors import ConfigError, printable
+from vitembed.model.export.publish import check_files, check_folder
+from vitembed.outputs import CARD, ONNX, WEIGHTS
 
 if TYPE_CHECKING:
     from vitembed.model.encoder import Encoder
@@ -36,6 +37,7 @@ def export(encoder: Encoder, to: str, path: str | Path, *, force: bool = False) 
 
     Raises:
         ConfigError: If the format is unknown, or something is at ``path`` that must not be replaced.
+        DataError: If a file is there that is no export of this kind.
         ModelError: If the format cannot hold this encoder.
     """
     path = Path(path)
@@ -45,7 +47,12 @@ def export(encoder: Encoder, to: str, path: str | Path, *, force: bool = False) 
         raise ConfigError(f"{path} must end in .onnx")
     if to == "hf" and path.suffix in (".safetensors", ".bin", ".pt", ".pth", ".onnx", ".json"):
         raise ConfigError(f"{path} must be a folder: transformers reads several files")
-    make_room(path, force=force)
+    if to == "onnx":
+        check_files([(path, ONNX)], force=force)
+    elif to == "timm" and path.suffix == ".safetensors":
+        check_files([(path, WEIGHTS), (path.with_suffix(".md"), CARD)], force=force)
+    else:
+        check_folder(path, force=force)
     try:
         if to == "timm":
             from vitembed.model.export.timm import export_timm
@@ -59,7 +66,7 @@ def export(encoder: Encoder, to: str, path: str | Path, *, force: bool = False) 
 
         return Exported(export_onnx(encoder, path), _ONNX_CODE.format(path=str(path)))
     except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error.strerror or error}") from error
+        raise ConfigError(f"cannot write {printable(path)}: {error.strerror or error}") from error
 
 
 _ONNX_CODE = """\

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vitembed.atomic import atomic_folder
 from vitembed.errors import ModelError
 from vitembed.images.preprocess import Preprocess
 from vitembed.model.export.card import model_card
 from vitembed.model.export.fitting import facts, plain_vit, positions_at
 from vitembed.model.export.hf_layouts import VIT, choose_layout, renamed
-from vitembed.model.export.publish import whole_folder
+from vitembed.model.export.publish import FOLDER_FILES, check_folder
 from vitembed.model.misfit import refuse_misfit
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def export_hf(encoder: Encoder, path: Path) -> str:
         ModelError: If transformers has no such architecture or preprocessing.
         OSError: If it cannot be written.
     """
+    check_folder(path, force=True)
     vit = plain_vit(encoder, WHAT, OTHER)
     layout, misfits = choose_layout(vit.config)
     refuse_misfit(vit.config, "transformers, as exported,", misfits, OTHER)
@@ -70,7 +72,7 @@ def export_hf(encoder: Encoder, path: Path) -> str:
             "Where an odd number of pixels is cut off, transformers may put the crop one pixel beside where vitembed "
             "puts it; apart from that, pixels agree within 1 of 255 on average."
         )
-    with whole_folder(path) as folder:
+    with atomic_folder(path, FOLDER_FILES) as folder:
         weights = {name: tensor.clone().contiguous() for name, tensor in weights.items()}  # parts of qkv share theirs
         metadata = {"format": "pt", "vitembed": json.dumps(told, sort_keys=True)}
         save_file(weights, folder / "model.safetensors", metadata)

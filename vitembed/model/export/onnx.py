@@ -18,6 +18,7 @@ from vitembed.model.export.fitting import facts, plain_vit
 from vitembed.model.export.onnx_graph import build_graph
 from vitembed.model.misfit import refuse_misfit
 from vitembed.model.onnx_encoder import FORMAT, FORMAT_VERSION
+from vitembed.outputs import ONNX, check_output, write_output
 
 if TYPE_CHECKING:
     from onnx import ModelProto, TensorProto
@@ -41,7 +42,7 @@ def export_onnx(
 
     Args:
         encoder: What to export; opened without ``speed``.
-        path: The file; one that is there is replaced, when the new one is whole.
+        path: The file; an earlier export there is replaced, when the new one is whole.
         pool: cls, mean or cls+mean, instead of the encoder's own.
         one_file_bytes: Weights of more go to ``<stem>-<fingerprint>.data`` beside it, which must move along; that is
             written and opened in less memory and time.
@@ -49,11 +50,12 @@ def export_onnx(
     Raises:
         ModelError: If the architecture has parts that cannot be written down.
         ConfigError: If ``pool`` is unknown.
-        OSError: If the file cannot be written.
+        DataError: If the file cannot be written, or something else is there.
     """
     path, pool = Path(path), pool or encoder.pool
     if pool not in ("cls", "mean", "cls+mean"):
         raise ConfigError(f"unknown pool {pool!r}: expected one of cls, mean, cls+mean")
+    check_output(path, ONNX)
     vit = plain_vit(encoder, "the ONNX export", OTHER)
     refuse_misfit(vit.config, "the ONNX export", [], OTHER)
     described = facts(encoder)
@@ -67,8 +69,7 @@ def export_onnx(
         with atomic_path(beside) as temp, temp.open("wb") as file:
             model = build_graph(vit, encoder.preprocess, pool, store=_Beside(file, beside.name))
     _describe(model, described)
-    with atomic_path(path) as temp:
-        temp.write_bytes(model.SerializeToString(deterministic=True))
+    write_output(path, ONNX, model.SerializeToString(deterministic=True))
     return path
 
 

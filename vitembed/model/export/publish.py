@@ -2,61 +2,72 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
-from vitembed.atomic import fsync_directory
-from vitembed.errors import ConfigError
+from vitembed.errors import ConfigError, printable
+from vitembed.outputs import WEIGHTS, Kind, check_output, is_replaceable, is_stream
 
-FOLDER_FILES = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", "vitembed.json"}
+WEIGHTS_FILE = "model.safetensors"
+FOLDER_FILES = {
+    "README.md",
+    "config.json",
+    WEIGHTS_FILE,
+    "cls_proj.safetensors",
+    "preprocessor_config.json",
+    "vitembed.json",
+}
 """What an exported folder may hold: one with anything else in it is never replaced, not even by force."""
 
 
-def make_room(path: Path, *, force: bool) -> None:
-    """See that something may be written at ``path``, and make the folder it goes into.
+def check_files(outputs: Iterable[tuple[Path, Kind]], *, force: bool) -> None:
+    """See that the files of an export may be written, and make the folder that they go into.
 
     Args:
-        path: File or folder to be.
-        force: Whether an export that is there may be replaced.
+        outputs: Each file and what it will be.
+        force: Whether earlier exports of the same kind may be replaced.
+
+    Raises:
+        ConfigError: If something is there that must not be replaced, or the folder cannot be made.
+        DataError: The same, of a file that is no export.
+    """
+    for path, kind in outputs:
+        _make_parent(path)
+        if path.is_file() and not is_stream(path) and not force and path.stat().st_size:
+            raise _is_there(path)
+        check_output(path, kind)
+
+
+def check_folder(path: Path, *, force: bool) -> None:
+    """See that an export may become the folder ``path``, and make the folder that it goes into.
 
     Raises:
         ConfigError: If something is there that must not be replaced, or the folder cannot be made.
     """
-    if path.exists() and not force:
-        raise ConfigError(f"{path} is there already: name another place with -o, or replace it with --force")
-    if path.is_dir() and (others := sorted({file.name for file in path.iterdir()} - FOLDER_FILES)):
-        raise ConfigError(f"{path} holds {others[0]}, which no export wrote: name another place with -o")
+    if os.path.lexists(path) and not path.is_dir() and not (path.is_symlink() and not path.exists()):
+        raise ConfigError(f"{printable(path)} is no folder, and it is not replaced: name another place with -o")
+    if path.is_dir():
+        if not force:
+            raise _is_there(path)
+        if others := sorted({file.name for file in path.iterdir()} - FOLDER_FILES):
+            raise ConfigError(
+                f"{printable(path)} holds {printable(others[0])}, which no export wrote: name another place with -o"
+            )
+        weights = path / WEIGHTS_FILE
+        if any(path.iterdir()) and not (weights.is_file() and is_replaceable(weights, WEIGHTS)):
+            raise ConfigError(
+                f"{printable(path)} is no export of vitembed, and it is not replaced: name another place with -o"
+            )
+    _make_parent(path)
+
+
+def _is_there(path: Path) -> ConfigError:
+    return ConfigError(f"{printable(path)} is there already: name another place with -o, or replace it with --force")
+
+
+def _make_parent(path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"cannot make the folder {path.parent}: {error.strerror}") from error
-
-
-@contextlib.contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """Give an empty folder to fill; when the block ends well it becomes ``path``, in the place of one that is there.
-
-    Raises:
-        OSError: If it cannot be written.
-    """
-    fresh, old = (path.with_name(f".{path.name}.{word}-{os.getpid()}") for word in ("new", "old"))
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir()
-    try:
-        yield fresh
-        for file in fresh.iterdir():
-            file.chmod(fresh.stat().st_mode & 0o666)  # safetensors lets nobody else read what it writes
-            with file.open("rb") as opened:
-                os.fsync(opened.fileno())
-        fsync_directory(fresh)
-        if path.exists():
-            path.rename(old)
-        fresh.rename(path)
-    except BaseException:
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-    fsync_directory(path.parent)
+        raise ConfigError(f"cannot make the folder {printable(path.parent)}: {error.strerror}") from error

@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vitembed.atomic import atomic_path
+from vitembed.atomic import atomic_folder
 from vitembed.config import ViTConfig
 from vitembed.model.export.card import model_card
 from vitembed.model.export.fitting import facts, plain_vit, positions_at
-from vitembed.model.export.publish import whole_folder
+from vitembed.model.export.publish import FOLDER_FILES, WEIGHTS_FILE, check_folder
 from vitembed.model.misfit import refuse_misfit
+from vitembed.outputs import CARD, WEIGHTS, output_file, write_output
 
 if TYPE_CHECKING:
     from vitembed.model.encoder import Encoder
 
 WHAT, OTHER = "timm's ViT", "export it with --to onnx"
-WEIGHTS_FILE = "model.safetensors"
 # A timm name stands for what no JSON argument can say: the norms' epsilon and the kind of MLP.
 _PLAIN, _CLIP, _SWIGLU = "vit_base_patch16_224", "vit_base_patch16_clip_224", "vit_giant_patch14_dinov2"
 _CROP_MODES = {"crop": "center", "squash": "squash", "squash+crop": "squash", "pad": "border"}
@@ -175,13 +175,12 @@ def export_timm(encoder: Encoder, path: Path) -> str:
         remarks.append("timm's own transforms pad with another colour.")
     card = model_card(encoder, "timm", code, remarks)
     if alone:
-        with atomic_path(path.with_suffix(".md")) as temp:
-            temp.write_text(card, encoding="utf-8")
-        with atomic_path(path) as temp:
+        write_output(path.with_suffix(".md"), CARD, card)
+        with output_file(path, WEIGHTS) as temp:
             save_file(weights, temp, metadata)
-            temp.chmod(path.with_suffix(".md").stat().st_mode)  # safetensors lets nobody else read what it writes
         return code
-    with whole_folder(path) as folder:
+    check_folder(path, force=True)
+    with atomic_folder(path, FOLDER_FILES) as folder:
         save_file(weights, folder / WEIGHTS_FILE, metadata)
         (folder / "README.md").write_text(card, encoding="utf-8")
         name = "vitembed.json" if call.code_args else "config.json"

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from vitembed import __version__
-from vitembed.atomic import atomic_path
+from vitembed.atomic import atomic_path, recover_folder
 from vitembed.config import FinetuneConfig, PretrainConfig, to_dict
 from vitembed.errors import ConfigError, TrainingError, printable
 from vitembed.images.source import ImageRef
+from vitembed.model.folder import MODEL_FILES
 from vitembed.pretrain.keep.disk import is_disk_full
 from vitembed.pretrain.keep.files import CHECKPOINT_FILE, LEFTOVERS, PREVIOUS_FILE, RUN_FILE
 from vitembed.recipes import differences
@@ -118,11 +119,9 @@ def export_to(model_dir: Path) -> Iterator[None]:
 
 
 def sweep(*model_dirs: Path) -> None:
-    """Remove what processes that were killed left beside model folders (``save_model`` writes there)."""
+    """Undo what processes that were killed left beside model folders (``save_model`` writes there)."""
     for model_dir in model_dirs:
-        for kind in ("new", "old"):
-            for leftover in model_dir.parent.glob(f".{model_dir.name}.{kind}-*"):
-                shutil.rmtree(leftover, ignore_errors=True)
+        recover_folder(model_dir, MODEL_FILES)
 
 
 def write_state(run_dir: Path, state: dict[str, Any]) -> None:

@@ -55,10 +55,7 @@ def read_parent(model: str | os.PathLike[str], workspace: Workspace) -> SavedMod
 def parent_dir(model: str | os.PathLike[str], workspace: Workspace) -> Path:
     """Where the named model lies."""
     directory = Path(model)
-    if not directory.exists() and len(directory.parts) == 1:
-        named = workspace.model_dir if directory.name == "model" else workspace.dir / "models" / directory.name
-        return named if named.exists() else directory
-    return directory
+    return directory if directory.exists() else workspace.find_model(model) or directory
 
 
 def refuse_own_place(model: str | os.PathLike[str], model_dir: Path, workspace: Workspace) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from vitembed.atomic import atomic_path
-from vitembed.errors import DataError, printable
+from vitembed.outputs import PAGE, write_output
 from vitembed.page.parts import document, pairs, section, table
 from vitembed.page.safe_text import safe
 from vitembed.pretrain.supervised.result import FinetuneResult
@@ -21,18 +20,14 @@ def write_page(path: str | os.PathLike[str], title: str, result: FinetuneResult)
     """Write the page.
 
     Args:
-        path: The file, replaced whole or not at all.
+        path: The file (``.html``); a page of ours that is there is replaced whole or not at all.
         title: Heading.
         result: Of a run that is complete.
 
     Raises:
         DataError: If the file cannot be written.
     """
-    try:
-        with atomic_path(path) as temp:
-            temp.write_text(render(title, result), encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"{printable(path)}: cannot write: {error.strerror or error}") from error
+    write_output(path, PAGE, render(title, result))
 
 
 def render(title: str, result: FinetuneResult) -> str:

@@ -14,6 +14,7 @@ from vitembed import __version__
 from vitembed.config import FinetuneConfig, to_dict
 from vitembed.errors import BadImage, ConfigError, DataError, ModelError
 from vitembed.lock import exclusive
+from vitembed.model.folder import check_model_folder
 from vitembed.pretrain.keep.files import FROZEN_FILE, LOCK_FILE, RUN_FILE
 from vitembed.pretrain.keep.run_folder import export_to, one_line_when_full, prepare_run, sweep, write_state
 from vitembed.pretrain.many.processes import current_process
@@ -23,7 +24,7 @@ from vitembed.probe.evaluation.inputs import checked_labels
 from vitembed.probe.labels import LabelledImages, read_labelled
 from vitembed.probe.split import given_split
 from vitembed.recipes import load_config
-from vitembed.workspace import Workspace, find_workspace
+from vitembed.workspace import Workspace, check_name, find_workspace
 
 if TYPE_CHECKING:  # torch takes seconds to import, and wrong settings are to be refused before
     from vitembed.model.checkpoint import SavedModel
@@ -80,15 +81,16 @@ def finetune(
     started = time.monotonic()
     if current_process().world_size > 1:
         raise ConfigError("fine-tuning runs in one process: start it without torchrun or srun")
+    check_name(name)
     if not isinstance(workspace, Workspace):
         workspace = find_workspace(workspace, create=True)
+    run_dir, model_dir = workspace.run_named(name), workspace.model_named(name)
+    check_model_folder(model_dir)
     given = [("time_budget_seconds", time_budget), ("seed", seed), ("split.test_share", test_share)]
     settings = [*overrides, *(f"{key}={value}" for key, value in given if value is not None)]
     wanted = load_config(FinetuneConfig, config, settings)  # what is wrong is said before any work
     images = read_labelled(labelled)
     checked_labels(images.labels)
-    run_dir = workspace.runs_dir / name
-    model_dir = workspace.model_dir if name == "model" else workspace.dir / "models" / name
     source = _source(model, workspace)
     refuse_own_place(source, model_dir, workspace)
     parent = read_parent(source, workspace)
@@ -275,6 +277,7 @@ def _frozen_vectors(
             kept = Embeddings.load(path)
         except DataError:  # half a file, of a full disk: made again
             kept = None
+            path.unlink()  # ``save`` replaces only what it can read
         if kept is not None and kept.fingerprint == parent.fingerprint and set(kept.ids) <= set(images.paths):
             bad = [BadImage(each["path"], each["reason"]) for each in kept.meta["all_bad"]]
             return LabelledVectors([kept], [None], images.of(kept.ids), bad)

@@ -6,8 +6,8 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from vitembed.atomic import atomic_path
-from vitembed.errors import BadImage, DataError, printable
+from vitembed.errors import BadImage
+from vitembed.outputs import PAGE, check_output, write_output
 from vitembed.page.parts import document, pairs, section, table
 from vitembed.page.picture import jpeg_uri, thumbnail
 from vitembed.page.safe_text import safe
@@ -35,7 +35,7 @@ def write_page(
     """Write the page.
 
     Args:
-        path: The file, replaced whole or not at all.
+        path: The file (``.html``); a page of ours that is there is replaced whole or not at all.
         title: Heading.
         studies: By encoder; the first one is shown in full.
         comparison: Of these studies, when there are several.
@@ -44,12 +44,8 @@ def write_page(
     Raises:
         DataError: If the file cannot be written. An image that cannot be read is shown as an empty frame.
     """
-    page = render(title, studies, comparison=comparison, facts=facts)
-    try:
-        with atomic_path(path) as temp:
-            temp.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"{printable(path)}: cannot write: {error.strerror or error}") from error
+    check_output(path, PAGE)
+    write_output(path, PAGE, render(title, studies, comparison=comparison, facts=facts))
 
 
 def render(

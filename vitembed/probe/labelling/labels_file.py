@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from vitembed.csv_text import csv_bytes, read_csv, write_bytes
+from vitembed.atomic import make_folders
+from vitembed.csv_text import csv_bytes, read_csv
 from vitembed.errors import DataError, printable
+from vitembed.outputs import LABELS, check_output, is_stream, write_output
 from vitembed.probe.labelling.class_names import checked_class, checked_classes
 from vitembed.workspace import WORKSPACE_DIR
 
@@ -61,6 +63,10 @@ class LabelsFile:
         self._columns = list(_COLUMNS)
         self._seen: dict[Path, tuple[int, int] | None] = {}
         if self.path is not None:
+            if is_stream(self.path):  # it could be neither read nor rewritten
+                raise DataError(f"{printable(self.path)} is no file: labels are kept in a CSV file")
+            if self.path.parent.is_dir():
+                check_output(self.path, LABELS)
             self._read(self.path, known)
 
     @property
@@ -113,10 +119,10 @@ class LabelsFile:
             )
         if not path.parent.is_dir():
             try:
-                path.parent.mkdir(parents=True, exist_ok=True)
+                make_folders(path.parent)
             except OSError as error:
                 raise DataError(f"cannot make {printable(path.parent)}: {error.strerror}") from error
-        write_bytes(path, data)
+        write_output(path, LABELS, data)
         self._seen[path] = _state(path)
 
     def _stored(self, name: str) -> str:

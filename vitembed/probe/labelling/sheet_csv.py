@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from vitembed.csv_text import csv_bytes, read_csv, write_bytes
+from vitembed.csv_text import csv_bytes, read_csv
 from vitembed.errors import DataError, printable
+from vitembed.outputs import SHEET, check_output, write_output
 from vitembed.probe.labelling.class_names import UNSURE, class_named
 from vitembed.probe.labelling.session import LabelSession
 
@@ -27,14 +28,34 @@ def write_csv_sheet(path: str | os.PathLike[str], session: LabelSession, rows: S
     """Write a sheet with an empty column ``label``, what the probe suggests beside it.
 
     Raises:
-        DataError: If the file cannot be written.
+        DataError: If the file cannot be written, or holds answers that the session does not know yet.
     """
+    check_output(path, SHEET)
+    num = _num_unknown(Path(path), session)
+    if num:
+        raise DataError(
+            f"{printable(path)} holds {num:,} answer{'s' if num > 1 else ''} not taken yet, which a new sheet would "
+            "replace: give the file with --answers first, or name another"
+        )
     lines: list[Sequence[str]] = [COLUMNS]
     for row, hint in zip(np.asarray(rows).tolist(), session.suggestions(rows), strict=True):
         name = session.ids[row]
         label, probability = ("", "") if hint is None else (hint.label, f"{hint.probability:.3f}")
         lines.append((name, "", label, probability, image_key(name)))
-    write_bytes(path, csv_bytes(lines))
+    write_output(path, SHEET, csv_bytes(lines))
+
+
+def _num_unknown(path: Path, session: LabelSession) -> int:
+    """Answers in a filled sheet that the session does not know."""
+    if not path.is_file() or not path.stat().st_size:
+        return 0
+    known = {
+        image_key(name): UNSURE if unsure else label
+        for name, label, unsure in zip(session.ids, session.labels, session.unsure, strict=True)
+    }
+    _, lines = read_csv(path, COLUMNS)
+    given = [(fields["key"], fields["label"].strip()) for _, fields in lines if fields["label"].strip()]
+    return sum(known.get(key) != (class_named(text, session.classes) or text) for key, text in given)
 
 
 @dataclass(frozen=True)

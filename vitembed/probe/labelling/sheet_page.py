@@ -14,8 +14,9 @@ from importlib.resources import files
 
 import numpy as np
 
-from vitembed.csv_text import csv_bytes, write_bytes
+from vitembed.csv_text import csv_bytes
 from vitembed.errors import BadImage, printable
+from vitembed.outputs import GENERATOR, PAGE, check_output, write_output
 from vitembed.page.picture import jpeg_uri, thumbnail
 from vitembed.page.safe_text import safe
 from vitembed.probe.labelling.class_names import UNSURE
@@ -31,7 +32,7 @@ def write_page_sheet(
     """Write the page.
 
     Args:
-        path: The file, replaced whole or not at all.
+        path: The file (``.html``); a page of ours that is there is replaced whole or not at all.
         session: Whose images, classes and suggestions are shown.
         rows: The images, in their order.
         thumb_px: Longer side of a picture. One takes about 15 KB.
@@ -42,6 +43,7 @@ def write_page_sheet(
     Raises:
         DataError: If the file cannot be written.
     """
+    check_output(path, PAGE)
     numbers = np.asarray(rows).tolist()
     bad = list[BadImage]()
     cards = []
@@ -71,7 +73,7 @@ def write_page_sheet(
     ]
     sheet = hashlib.sha256("\n".join([*session.classes, *(str(card["key"]) for card in cards)]).encode()).hexdigest()
     data = {"cards": cards, "classes": classes, "unsure": UNSURE, "file": ANSWERS_NAME, "sheet": sheet[:16]}
-    write_bytes(path, _page(data, len(cards)).encode("utf-8"))
+    write_output(path, PAGE, _page(data, len(cards)))
     return bad
 
 
@@ -92,6 +94,7 @@ def _page(data: dict[str, object], num: int) -> str:
     title = f"{num} images to label"
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f"{GENERATOR}\n"
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{safe(policy)}">\n'
         f"<title>{safe(title)}</title>\n<style>{style}</style>\n</head>\n<body>\n"
