@@ -135,7 +135,7 @@ def test_wrong_use_is_named(tmp_path):
         record().save(tmp_path / "v.txt")
     with pytest.raises(DataError, match="no such file"):
         Embeddings.load(tmp_path / "absent.npy")
-    with pytest.raises(DataError, match="there is no folder"):
+    with pytest.raises(DataError, match="cannot write"):
         record().save(tmp_path / "absent" / "v.npy")
     with pytest.raises(DataError, match=r"shape \[3\], expected \[n, d\]"):
         Embeddings(np.zeros(3, np.float32), ["a"], "")

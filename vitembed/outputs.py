@@ -87,10 +87,10 @@ def check_output(path: str | os.PathLike[str], kind: Kind) -> None:
             raise DataError(f"{name}: this is the name of an image, and {kind.what} is none; choose another")
     folder = target.parent
     if not folder.is_dir():
-        raise DataError(f"{name} cannot be written: there is no folder {printable(folder)}")
+        raise DataError(f"{name}: cannot write: there is no folder {printable(folder)}")
     if not target.exists():
         if not os.access(folder, os.W_OK | os.X_OK):
-            raise DataError(f"{name} cannot be written: nothing can be written to the folder {printable(folder)}")
+            raise DataError(f"{name}: cannot write: nothing can be written to the folder {printable(folder)}")
         return
     if not os.access(target, os.W_OK):
         raise DataError(f"{name} is write-protected: name another file, or allow writing it (chmod u+w)")
@@ -189,7 +189,7 @@ def _resolved(path: str | os.PathLike[str]) -> Path | str | int:
         except FileNotFoundError:
             return Path(found)
     except OSError as error:
-        raise DataError(f"{name} cannot be written: {error.strerror or error}") from error
+        raise DataError(f"{name}: cannot write: {error.strerror or error}") from error
     if stat.S_ISREG(mode):
         return Path(found)
     if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
