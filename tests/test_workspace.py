@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from vitembed.errors import VitembedError
-from vitembed.workspace import find_workspace
+from vitembed.errors import ConfigError, VitembedError
+from vitembed.workspace import Workspace, check_name, find_workspace
 
 
 @pytest.fixture(autouse=True)
@@ -75,3 +75,63 @@ def test_cannot_create_below_a_file(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(VitembedError, match="cannot make a workspace"):
         find_workspace(tmp_path / "file" / "deeper", create=True)
+
+
+@pytest.mark.parametrize("name", ["model", "mine", "Katzen_2024-07", "7", "_x", "a" * 64])
+def test_what_is_a_name(name):
+    assert check_name(name) == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        ".",
+        "..",
+        "a/b",
+        "/etc",
+        "../../notes",
+        "a\\b",
+        "a.b",
+        ".hidden",
+        "-x",
+        "a b",
+        "a" * 65,
+        "ä",
+        "a\n",
+        "a\x00",
+        "CON",
+        "nul",
+        "com1",
+        "Model",
+        "a@b",
+        "C:",
+        "~",
+    ],
+)
+def test_what_is_none(tmp_path, name):
+    place = Workspace(tmp_path)
+    for use in (check_name, place.model_named, place.run_named):
+        with pytest.raises(ConfigError, match="--name") as refused:
+            use(name)
+        assert "\n" not in str(refused.value)
+
+
+def test_models_are_found_by_name_alone(tmp_path):
+    place = Workspace(tmp_path)
+    for name in (
+        "models/mine",
+        "models/old.name 2",
+        "models/mine@0123456789ab",
+        "models/.mine.new-7",
+        "model",
+        "notes",
+    ):
+        (place.dir / name).mkdir(parents=True)
+    assert place.find_model("mine") == place.dir / "models" / "mine"
+    assert place.find_model("old.name 2") == place.dir / "models" / "old.name 2"
+    assert place.find_model("mine@0123456789ab") == place.dir / "models" / "mine@0123456789ab"
+    assert place.find_model("model") == place.model_dir
+    for path in ("../notes", "..", ".", "", "./mine", str(place.dir / "notes"), ".mine.new-7", "none", "a\0"):
+        assert place.find_model(path) is None
+    assert [path.name for path in place.named_models()] == ["mine", "mine@0123456789ab", "old.name 2"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import filecmp
 import os
 import re
 import shutil
@@ -207,9 +208,9 @@ def _clear(old: Path, new: Path, ours: Collection[str]) -> None:
 
 
 def _same(first: Path, second: Path) -> bool:
-    status, other = first.lstat(), second.lstat()
-    same = (status.st_dev, status.st_ino) == (other.st_dev, other.st_ino)
-    return same or (status.st_size, status.st_mtime_ns) == (other.st_size, other.st_mtime_ns)
+    if first.is_symlink() or second.is_symlink():
+        return first.is_symlink() and second.is_symlink() and first.readlink() == second.readlink()
+    return first.samefile(second) or filecmp.cmp(first, second, shallow=False)
 
 
 def _leftovers(target: Path, kind: str) -> list[Path]:

@@ -84,7 +84,7 @@ class Workspace:
         Names of earlier versions (with dots or spaces) and of archived models (``NAME@FINGERPRINT``) are found too.
         """
         text = os.fspath(name)
-        if Path(text).name != text or text.startswith(".") or "\0" in text:
+        if not text or Path(text).name != text or text.startswith(".") or "\0" in text:
             return None
         folder = self.model_dir if text == OWN_MODEL else self.dir / "models" / text
         return folder if folder.is_dir() else None

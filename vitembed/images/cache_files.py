@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from vitembed.atomic import atomic_path, fsync_directory
+from vitembed.atomic import atomic_path, fsync_directory, make_folders
 from vitembed.errors import DataError, printable
 from vitembed.images.source import ImageRef
 from vitembed.lock import locked
@@ -84,7 +84,7 @@ def find_or_build(
     key = _key(refs, size, variant)
     target = directory / key[:32]
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        make_folders(directory)
         with locked(target.with_suffix(".lock")):
             if _open(target, key, size, len(refs)) is None:
                 _build(target, key, size, len(refs), make_rows, progress)
