@@ -79,11 +79,12 @@ def finetune(
     if len(paths) > 1:
         raise typer.BadParameter(f"one folder or CSV file, got {len(paths)}: {', '.join(paths)}", param_hint="LABELLED")
     from vitembed.outputs import PAGE, REPORT, check_outputs
+    from vitembed.workspace import check_name, find_workspace
 
+    check_name(name)
     check_outputs((html, PAGE), (report, REPORT))
     seconds = None if time_budget is None else seconds_of(time_budget)
     from vitembed.pretrain.supervised.run import finetune as run_finetuning
-    from vitembed.workspace import find_workspace
 
     result = run_finetuning(
         paths[0],

@@ -76,12 +76,13 @@ def pretrain(
         settings.append(f"data.cache={cache}")
     seconds = None if time_budget is None else seconds_of(time_budget)
     from vitembed.outputs import REPORT, check_outputs
+    from vitembed.workspace import check_name, find_workspace
 
+    check_name(name)
     check_outputs((report, REPORT))
     from vitembed.pretrain.many.processes import current_process
     from vitembed.pretrain.run import pretrain as run_pretraining
     from vitembed.pretrain.watch.figures import key_figures
-    from vitembed.workspace import find_workspace
 
     result = run_pretraining(
         paths,

@@ -362,6 +362,16 @@ def test_vectors(power_cut, suffix):
     power_cut(write(0, 3), write(1, 4), read)
 
 
+@pytest.mark.parametrize("suffix", ["npy", "csv"])
+def test_the_first_vectors(power_cut, suffix):
+    found = Embeddings(np.ones((2, 3), np.float32), ["a", "b"], "f")
+
+    def read(root):
+        return Embeddings.load(root / f"v.{suffix}").ids if (root / f"v.{suffix}").exists() else None
+
+    power_cut(lambda root: None, lambda root: found.save(root / f"v.{suffix}"), read)
+
+
 def test_a_probe(power_cut):
     def write(seed):
         coef = np.random.default_rng(seed).standard_normal((1, 3))

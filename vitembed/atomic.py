@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import filecmp
 import os
 import re
@@ -135,11 +136,17 @@ def exchange(first: Path, second: Path) -> bool:
 
 
 def make_folders(path: Path) -> None:
-    """Make a folder and its missing parents such that a power cut does not take them back."""
+    """Make a folder and its missing parents such that a power cut does not take them back.
+
+    Raises:
+        OSError: If one cannot be made, or a file has its name.
+    """
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     for folder in reversed(missing):
         folder.mkdir(exist_ok=True)
         fsync_directory(folder.parent)
+    if not path.is_dir():
+        raise FileExistsError(errno.EEXIST, "there is a file of that name", os.fspath(path))
 
 
 def fsync_directory(directory: str | os.PathLike[str]) -> None:

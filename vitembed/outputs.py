@@ -241,7 +241,7 @@ def _is_picture(path: Path) -> bool:
 
 def _is_report(path: Path) -> bool:
     with path.open("rb") as file:
-        return set(json.loads(file.readline(1 << 20))) == {"path", "reason"}
+        return {"path", "reason"} <= set(json.loads(file.readline(1 << 20)))
 
 
 def safetensors_metadata(path: Path) -> dict[str, str]:

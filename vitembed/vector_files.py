@@ -57,16 +57,16 @@ def save_embeddings(embeddings: Embeddings, path: Path) -> None:
             "checksum": _checksum(embeddings.vectors, embeddings.ids, embeddings.labels),
         }
         json.dumps(header)
-        beside: Header | None = None
         with output_file(path, VECTORS) as temp:
             beside = write(temp, embeddings, header)
             if beside is not None and is_stream(path):
                 log.warning("%s: only the vectors are written, as nothing can lie beside it (parquet holds all)", path)
                 beside = None
-            if beside is not None:  # first with the old header too, so that a power cut leaves vectors that fit one
-                both = {**beside, _NEW_CRC32: _crc32(temp), _OLD: _old_header(path)}
-                write_output(_sidecar(path), VECTORS_HEADER, json.dumps(both))
-        if beside is not None:
+            replaces = beside is not None and path.exists()
+            if beside is not None:  # with the old header too, so that a power cut leaves vectors that fit one
+                old = {_NEW_CRC32: _crc32(temp), _OLD: _old_header(path)} if replaces else {}
+                write_output(_sidecar(path), VECTORS_HEADER, json.dumps({**beside, **old}))
+        if replaces:
             write_output(_sidecar(path), VECTORS_HEADER, json.dumps(beside))
     except (TypeError, ValueError) as error:  # UnicodeError is a ValueError
         raise DataError(f"{printable(path)}: cannot hold this as {path.suffix}: {_one_line(error)}") from error

@@ -77,7 +77,8 @@ def test_what_is_not_ours_is_left(command, place, vitembed):
         make(place / name)
         before = tree(place)
         said = vitembed(*words, name, code=1).stderr
-        assert said.startswith("Error: ") and said.count("\n") == 1, said
+        assert said.startswith("Error: "), said
+        assert said.count("\n") == 1, said
         assert {"foreign": "was not written by vitembed", "folder": "is a folder"}.get(what, "is a picture") in said
         assert tree(place) == before
         if (place / name).is_dir() and not (place / name).is_symlink():

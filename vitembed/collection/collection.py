@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitembed.atomic import make_folders
 from vitembed.collection.catalog import CATALOG_FILE, VECTOR_TYPES, AbsentError, Catalog
 from vitembed.collection.external import take_vectors, unit_vectors
 from vitembed.collection.founding import create_catalog, default_root, has_catalog
@@ -78,7 +79,7 @@ class Collection(Readable):
         """
         folder = _absolute(directory)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folders(folder)
         except OSError as error:
             raise CollectionError(f"cannot make {printable(folder)}: {error.strerror}") from error
         if vector_type is not None and vector_type not in VECTOR_TYPES:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitembed.atomic import make_folders
 from vitembed.config import PretrainConfig, to_dict
 from vitembed.errors import BadImage, ConfigError, DataError
 from vitembed.images.cache import ImageCache
@@ -166,7 +167,7 @@ def _pretrain(
         settings = [*overrides, *([f"time_budget_seconds={time_budget}"] if time_budget is not None else [])]
         resolved = continued_config(parent, config, settings)
     refuse_without_tensorboard(resolved.monitor)
-    run_dir.mkdir(parents=True, exist_ok=True)
+    make_folders(run_dir)
     # What another process has to know to train along (``train_by_plan``); the rest is added when it is known.
     plan: dict[str, Any] = {"inputs": [os.fspath(path) for path in inputs], "workspace": os.fspath(workspace.root)}
     plan |= {"model": None if model is None else os.fspath(model), "run_dir": os.fspath(run_dir.absolute())}
@@ -206,6 +207,7 @@ def _run(
     sweep(model_dir, run_dir / BEST_DIR)
     devices, num_nodes = num_processes(config.trainer, team.process)
     resume = prepare_run(run_dir, model_dir, config, listing.refs, fresh=fresh, world_size=devices * num_nodes)
+    check_model_folder(run_dir / BEST_DIR)
     if resume == "complete":
         log.info("run %s is complete already: its model is %s (--fresh trains anew)", run_dir.name, model_dir)
         state = json.loads((run_dir / RUN_FILE).read_text(encoding="utf-8"))

@@ -41,6 +41,8 @@ class SortedFolders:
     ) -> None:
         self.directory = Path(directory)
         self.link = link
+        if os.path.lexists(self.directory) and not self.directory.is_dir():
+            raise DataError(f"{printable(directory)} is no folder: name one for the sorted images")
         for item in inputs:
             source = Path(os.fsdecode(item))
             if source.is_dir() and self.directory.resolve().is_relative_to(source.resolve()):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitembed import __version__
+from vitembed.atomic import make_folders
 from vitembed.config import FinetuneConfig, to_dict
 from vitembed.errors import BadImage, ConfigError, DataError, ModelError
 from vitembed.lock import exclusive
@@ -99,7 +100,7 @@ def finetune(
     resolved = resolve(parent, images.refs, _num_train(images, wanted), config, settings)
     if resolved.parent != parent.fingerprint:
         raise ConfigError(f"parent asks for the model {resolved.parent}, this one has fingerprint {parent.fingerprint}")
-    run_dir.mkdir(parents=True, exist_ok=True)
+    make_folders(run_dir)
     with exclusive(run_dir / LOCK_FILE), one_line_when_full(run_dir):
         return _run(
             resolved,
