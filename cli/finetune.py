@@ -44,7 +44,9 @@ def finetune(
     config: Annotated[
         str | None, typer.Option(metavar="FILE", help="Settings as a YAML file. [default: by the images]")
     ] = None,
-    name: Annotated[str, typer.Option(metavar="NAME", help="What to call the model in the workspace.")] = "finetuned",
+    name: Annotated[
+        str, typer.Option(metavar="NAME", help="What to call the model in the workspace: letters, digits, - and _.")
+    ] = "finetuned",
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Start anew instead of going on with an interrupted run.")
     ] = False,

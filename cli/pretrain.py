@@ -40,7 +40,9 @@ def pretrain(
             "a weights file. It is kept as it is where training makes it worse. [default: start from nothing]",
         ),
     ] = None,
-    name: Annotated[str, typer.Option(metavar="NAME", help="What to call the model in the workspace.")] = "model",
+    name: Annotated[
+        str, typer.Option(metavar="NAME", help="What to call the model in the workspace: letters, digits, - and _.")
+    ] = "model",
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Start anew instead of going on with an interrupted run.")
     ] = False,

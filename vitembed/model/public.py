@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from vitembed.errors import ModelError, printable
-from vitembed.model.checkpoint import CONFIG_FILE, SavedModel, fingerprint, read_model
+from vitembed.model.checkpoint import SavedModel, fingerprint, read_model
+from vitembed.model.folder import CONFIG_FILE
 from vitembed.model.hub import checksums, fetch
 from vitembed.model.names import WEIGHT_SUFFIXES, HubSource, public_source
 from vitembed.model.source_preprocess import from_source, timm_settings
