@@ -45,7 +45,7 @@ def search(
             "--where",
             metavar="EXPR",
             help="Only images that meet it: path, name, folder (label), size, width, height, pixels and mtime, with "
-            "= != < <= > >= in, ~ for a pattern with * and ?, and or not ( ).",
+            "= != < <= > >= in, ~ for a pattern with * and ?, and or not ( ). mtime > -30d: of the last 30 days.",
         ),
     ] = None,
     labels: LabelsOption = None,
