@@ -270,7 +270,9 @@ def test_times_are_compared_as_people_read_them(value, sign):
 
 
 @pytest.mark.parametrize("sign", OF_AGES)
-@pytest.mark.parametrize(("age", "seconds"), [("-12h", DAY / 2), ("-30d", 30 * DAY), ("-4w", 28 * DAY), ("-7D", 7 * DAY)])
+@pytest.mark.parametrize(
+    ("age", "seconds"), [("-12h", DAY / 2), ("-30d", 30 * DAY), ("-4w", 28 * DAY), ("-7D", 7 * DAY)]
+)
 def test_ages_are_newer_or_older_than_a_moment(age, seconds, sign):
     now = datetime(2024, 5, 31, 12).timestamp()
     then = int(now - seconds) * 10**9

@@ -14,9 +14,10 @@ import numpy as np
 
 from vitembed.collection.collection import Collection
 from vitembed.collection.finding.background import Background
-from vitembed.collection.hits import Hit, Hits
+from vitembed.collection.hits import Hits
+from vitembed.collection.nearest import QueryFile
 from vitembed.collection.query import QueryEncoder, resolve_queries
-from vitembed.collection.search import SearchResult
+from vitembed.collection.search import SearchResult, check_limits
 from vitembed.embeddings import unit_rows
 from vitembed.errors import BadImage, DataError, printable
 from vitembed.images.formats import explain_os_error
@@ -75,6 +76,7 @@ def search_batch(
     Raises:
         VitembedError: If none could be answered for one reason: a wrong filter, another encoder.
     """
+    check_limits(k, where, min_score, unique)
     encoders = list[QueryEncoder]()
 
     def encoder() -> QueryEncoder:
@@ -89,11 +91,20 @@ def search_batch(
         resolved = [_resolved(collection, query, encoder) for query in chunk]
         good = [found for found in resolved if not isinstance(found, Failed)]
         if good and unique is None:
-            hits = _search_joint(collection, good, k, where, exact)
+            vectors, files = np.stack([vector for vector, _ in good]), [file for _, file in good]
+            hits = collection.search_many(vectors, k=k, where=where, exact=exact, files=files)
         else:
             hits = [
-                collection.search(vector, k=k, exclude_paths=own, where=where, unique=unique, exact=exact)
-                for vector, own in good
+                collection.search(
+                    vector,
+                    k=k,
+                    exclude_paths=file.paths,
+                    where=where,
+                    unique=unique,
+                    exact=exact,
+                    file=QueryFile(content_hash=file.content_hash),
+                )
+                for vector, file in good
             ]
         seconds = (time.perf_counter() - start) / len(chunk)
         answers = iter(hits)
@@ -106,26 +117,12 @@ def search_batch(
 
 def _resolved(
     collection: Collection, query: str, encoder: Callable[[], QueryEncoder]
-) -> tuple[np.ndarray, list[str]] | Failed:
+) -> tuple[np.ndarray, QueryFile] | Failed:
     try:
-        vectors, own_paths = resolve_queries(collection, [query], encoder)
-        return unit_rows(vectors)[0], own_paths[0]
+        vectors, files = resolve_queries(collection, [query], encoder)
+        return unit_rows(vectors)[0], files[0]
     except (BadImage, DataError) as error:
         return Failed(query, str(error))
-
-
-def _search_joint(
-    collection: Collection, queries: list[tuple[np.ndarray, list[str]]], k: int, where: str | None, exact: bool
-) -> list[Hits]:
-    """All in one pass over the vectors; a query's own image is dropped afterwards, so a few more are fetched."""
-    spare = max(len(own) for _, own in queries)
-    found = collection.search_many(np.stack([vector for vector, _ in queries]), k=k + spare, where=where, exact=exact)
-    results = []
-    for hits, (_, own) in zip(found, queries, strict=True):
-        others = [hit for hit in hits if hit.path not in own][:k]
-        ranked = [Hit(rank, hit.path, hit.score) for rank, hit in enumerate(others, start=1)]
-        results.append(Hits(ranked, recall=hits.recall))
-    return results
 
 
 def _result(query: str, hits: Hits, min_score: float | None, seconds: float, ground: Background) -> SearchResult:
