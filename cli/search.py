@@ -12,7 +12,18 @@ import typer
 
 from .encoders import open_encoder, recorded_model, recorded_speed
 from .options import JsonOption, LabelsOption, ModelOption, WorkspaceOption, name_labels
-from .output import EXIT_MISTAKE, EXIT_SKIPPED, note, say, say_json, say_paths, say_table, shown
+from .output import (
+    EXIT_MISTAKE,
+    EXIT_SKIPPED,
+    note,
+    say,
+    say_json,
+    say_paths,
+    say_picture,
+    say_table,
+    shown,
+    stdin_bytes,
+)
 
 if TYPE_CHECKING:
     from vitembed.collection.collection import Collection
@@ -176,7 +187,7 @@ def _refuse_with_batch(**given: Any) -> None:
 def _search_batch(collection: Collection, batch: str, encoder: Any, limits: dict[str, Any]) -> None:
     from vitembed.collection.finding.batch import Failed, queries_in, read_queries, search_batch
 
-    queries = queries_in(sys.stdin.buffer) if batch == "-" else read_queries(batch)
+    queries = queries_in(stdin_bytes()) if batch == "-" else read_queries(batch)
     num_done = num_failed = 0
     for answer in search_batch(collection, queries, encoder, **limits):
         num_done += 1
@@ -225,6 +236,6 @@ def _show_pictures(result: SearchResult, graphics: Protocol | Literal["auto"]) -
     for place, hit in enumerate(result.hits):
         say("  ".join(f"{name} {cell}" for name, cell in zip(columns, _row(result, place), strict=True) if cell))
         try:
-            say(draw(thumbnail(hit.path, 480), kind))
+            say_picture(draw(thumbnail(hit.path, 480), kind))
         except BadImage as error:
             say(f"[{error.reason}]")
