@@ -75,7 +75,10 @@ def search(
     batch: Annotated[
         str | None,
         typer.Option(
-            "--batch", metavar="FILE", help="One query a line (- is stdin); prints one JSON document a line for each."
+            "--batch",
+            metavar="FILE",
+            help="One query a line, or NULs between them (- is stdin), relative to the current folder; prints one JSON "
+            "document a line for each.",
         ),
     ] = None,
     html: Annotated[
@@ -117,7 +120,7 @@ def search(
       vitembed search query.jpg --crop 25%,25%,50%,50% --unique
       vitembed search query.jpg --html result.html --explain why.html
       vitembed search query.jpg -0 | xargs -0 ls -l
-      find new -name '*.jpg' | vitembed search --batch -
+      find new -name '*.jpg' -print0 | vitembed search --batch -
     """  # noqa: D301
     from vitembed.collection.collection import Collection
     from vitembed.collection.search import UNIQUE_THRESHOLD

@@ -163,6 +163,8 @@ def _shares(weights: Sequence[float] | None, num_queries: int) -> np.ndarray:
 
 def _names(query: str | os.PathLike[str]) -> list[str]:
     text = os.fsdecode(query)
+    if "\0" in text:
+        raise DataError(f"no such image: {printable(text)} holds a NUL, as no path does")
     # As typed (an id that is no path), as a path, and where a link leads.
     return list(dict.fromkeys([os.path.abspath(text), os.path.realpath(text), text]))
 

@@ -1,6 +1,4 @@
 """Many queries at once: each line of a file is one, and each gets its own answer."""
-# ruff: noqa: PTH100, PTH118, PTH120
-# Paths stay plain strings: names that are not UTF-8 are kept as they are.
 
 from __future__ import annotations
 
@@ -9,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import BinaryIO
 
 import numpy as np
 
@@ -23,6 +22,7 @@ from vitembed.errors import BadImage, DataError, printable
 from vitembed.images.formats import explain_os_error
 
 QUERIES_AT_ONCE = 256
+_BLOCK_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -34,28 +34,36 @@ class Failed:
 
 
 def read_queries(file: str) -> Iterator[str]:
-    """The lines of a text file, blank ones left out; a path in it counts from the file's folder.
+    """The lines of a text file, as ``queries_in`` gives them.
 
     Raises:
         DataError: If it cannot be read.
     """
     try:
         with open(file, "rb") as lines:
-            folder = os.path.dirname(os.path.abspath(file))
-            yield from queries_in(lines, folder)
+            yield from queries_in(lines)
     except (OSError, ValueError) as error:
         raise DataError(f"list of queries {printable(file)}: {explain_os_error(error)}") from error
 
 
-def queries_in(lines: Iterable[bytes], folder: str | None = None) -> Iterator[str]:
-    """Queries in lines of bytes; what exists below ``folder`` is meant, else the line as it stands (an id)."""
-    for number, raw in enumerate(lines):
-        line = (raw.removeprefix(b"\xef\xbb\xbf") if number == 0 else raw).rstrip(b"\r\n")
-        if not line.strip():
-            continue
-        text = os.fsdecode(line)
-        below = text if folder is None else os.path.join(folder, text)
-        yield below if "\0" not in below and os.path.lexists(below) else text
+def queries_in(file: BinaryIO) -> Iterator[str]:
+    """Queries in bytes, one a line, or each with a NUL behind it as ``find -print0`` writes them; blank ones left out.
+
+    Relative paths count from the current folder.
+    """
+    held = file.read1(_BLOCK_BYTES).removeprefix(b"\xef\xbb\xbf")
+    # One stray NUL in a list of lines is that line's mistake.
+    mark = b"\0" if held.count(b"\0") > held.count(b"\n") else b"\n"
+    while True:
+        *whole, held = held.split(mark)
+        more = file.read1(_BLOCK_BYTES)
+        for raw in whole if more else [*whole, held]:
+            query = raw.removesuffix(b"\r") if mark == b"\n" else raw
+            if query.strip():
+                yield os.fsdecode(query)
+        if not more:
+            return
+        held += more
 
 
 def search_batch(
@@ -123,6 +131,8 @@ def _resolved(
         return unit_rows(vectors)[0], files[0]
     except (BadImage, DataError) as error:
         return Failed(query, str(error))
+    except OSError as error:
+        return Failed(query, f"{printable(query)}: {explain_os_error(error)}")
 
 
 def _result(query: str, hits: Hits, min_score: float | None, seconds: float, ground: Background) -> SearchResult:
