@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, cast
 
 import typer
 
@@ -47,9 +47,9 @@ def prepare_streams() -> None:
             if opened != number:
                 os.dup2(opened, number)
                 os.close(opened)
-            stream = open(number, "r" if name == "stdin" else "w", encoding="utf-8", closefd=False)  # noqa: SIM115
-            setattr(sys, name, stream)
-            setattr(sys, f"__{name}__", stream)
+            fresh = open(number, "r" if name == "stdin" else "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+            setattr(sys, name, fresh)
+            setattr(sys, f"__{name}__", fresh)
             if name == "stdin":
                 _closed.add(name)
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout is sys.__stdout__:
@@ -97,7 +97,7 @@ def _let_go_of_stdout() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def stdin_bytes() -> BinaryIO:
+def stdin_bytes() -> io.BufferedIOBase:
     """What comes in.
 
     Raises:
@@ -105,7 +105,7 @@ def stdin_bytes() -> BinaryIO:
     """
     if "stdin" in _closed:
         raise DataError("stdin is closed: nothing can be read from it")
-    return sys.stdin.buffer
+    return cast("io.BufferedIOBase", sys.stdin.buffer)
 
 
 def note(line: str) -> None:

@@ -157,8 +157,9 @@ def _shares(weights: Sequence[float] | None, num_queries: int) -> np.ndarray:
         raise DataError(f"got {len(given)} weights for {num_queries} queries: expected one each, in the same order")
     if not all(math.isfinite(weight) and weight > 0 for weight in given):
         raise DataError(f"weights are {', '.join(f'{weight:g}' for weight in given)}: expected numbers above 0")
-    shares = np.array(given) / max(given)  # first, as the sum of the largest numbers is none
-    return (shares / shares.sum()).astype(np.float32)
+    relative = np.array(given) / max(given)  # first, as the sum of the largest numbers is none
+    shares: np.ndarray = (relative / relative.sum()).astype(np.float32)
+    return shares
 
 
 def _names(query: str | os.PathLike[str]) -> list[str]:

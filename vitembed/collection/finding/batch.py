@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
 
 import numpy as np
 
@@ -46,12 +46,15 @@ def read_queries(file: str) -> Iterator[str]:
         raise DataError(f"list of queries {printable(file)}: {explain_os_error(error)}") from error
 
 
-def queries_in(file: BinaryIO) -> Iterator[str]:
+def queries_in(file: io.BufferedIOBase) -> Iterator[str]:
     """Queries in bytes, one a line, or each with a NUL behind it as ``find -print0`` writes them; blank ones left out.
 
     Relative paths count from the current folder.
     """
-    held = file.read1(_BLOCK_BYTES).removeprefix(b"\xef\xbb\xbf")
+    held = b""
+    while not (b"\0" in held or b"\n" in held) and (more := file.read1(_BLOCK_BYTES)):
+        held += more
+    held = held.removeprefix(b"\xef\xbb\xbf")
     # One stray NUL in a list of lines is that line's mistake.
     mark = b"\0" if held.count(b"\0") > held.count(b"\n") else b"\n"
     while True:
