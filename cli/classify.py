@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vitembed.errors import printable
+
 from .encoders import encoder_of_probe
 from .options import Images, JsonOption, ModelOption, ReportOption, StrictOption, WorkspaceOption
 from .output import finish, note, progress_bar, say, say_csv, say_json, shown
@@ -72,7 +74,7 @@ def classify(
     bad: list[BadImage] = [*listing.bad]
     results: list[Classified] = []
     num_done = num_sure = 0
-    width = max(len("unsure"), *(len(_plain(label)) for label in saved.classes))
+    width = max(len("unsure"), *(len(printable(str(label))) for label in saved.classes))
     if csv:
         say_csv(["path", "label", "probability", "guess"])
     with progress_bar("classifying") as advance:
@@ -89,8 +91,8 @@ def classify(
                 elif json:
                     results.append(result)
                 else:
-                    label = "unsure" if result.label is None else _plain(result.label)
-                    maybe = f"  (perhaps {_plain(result.guess)})" if result.label is None else ""
+                    label = "unsure" if result.label is None else printable(str(result.label))
+                    maybe = f"  (perhaps {printable(str(result.guess))})" if result.label is None else ""
                     say(f"{label:{width}}  {100 * result.probability:5.1f} %  {shown(result.path)}{maybe}")
                 num_sure += result.label is not None
             num_done += len(batch.results)
@@ -104,8 +106,3 @@ def classify(
     if folders is not None:
         note(f"{'linked' if link else 'copied'} into {shown(folders.directory)}")
     finish(bad, strict=strict, report=report)
-
-
-def _plain(label: str | int) -> str:
-    """The label on one line, whatever signs a probe file holds."""
-    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in str(label))

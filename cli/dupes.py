@@ -26,7 +26,8 @@ def dupes(
 
     Suggested to be kept is the image with the most pixels, then the most bytes, then the oldest, then the first by
     path. Each other image of its group reaches the threshold with that very image, so likeness is never passed on from
-    one image to the next. No model is needed.
+    one image to the next. No model is needed. A file with several names (links) is one image. Long images are compared
+    as wholes as well, since most models see their middle alone.
 
     \b
     Examples:
@@ -61,9 +62,10 @@ def dupes(
             (str(number), "", "same bytes" if other.exact else f"{other.score:.4f}", shown(other.image.path))
             for other in group.others
         ]
+        rows += [(str(number), "", each.kind, f"{shown(each.image.path)} -> {shown(each.to)}") for each in group.links]
     if rows:
         say_table(["group", "", "why", "path"], rows, right=["group"])
     note(
-        f"{len(found.groups):,} groups: {found.num_extra:,} of {found.num_images:,} images besides those to keep, "
-        f"{found.extra_bytes:,} bytes"
+        f"{len(found.groups):,} group{'' if len(found.groups) == 1 else 's'}: {found.num_extra:,} of "
+        f"{found.num_images:,} images besides those to keep, deleting them frees {found.extra_bytes:,} bytes"
     )

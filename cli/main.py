@@ -10,15 +10,17 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from vitembed import __version__
-from vitembed.errors import FailedElsewhere, VitembedError
+from vitembed.errors import FailedElsewhere, VitembedError, printable, printable_lines
 
-from .output import EXIT_INTERRUPTED, EXIT_MISTAKE, note
+from .output import EXIT_INTERRUPTED, EXIT_MISTAKE, note, prepare_streams
 
 # Threads of GNU's OpenMP, which torch uses on Linux, burn a core while they wait for each other. On a machine that does
 # other things too, waiting shortly and then sleeping trained 1.6 times faster, and as fast on an idle one
@@ -76,12 +78,27 @@ class Command(TyperCommand):
 class Group(TyperGroup):
     """Turns what a user can mend into one line and an exit code; a bug keeps its traceback."""
 
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run the program. Here ends what cannot be said to stdout, of help and version too."""
+        prepare_streams()
+        try:
+            return super().main(*args, **extra)
+        except VitembedError as error:
+            note(f"Error: {error}")
+            sys.exit(EXIT_MISTAKE)
+
+    def make_context(self, *args: Any, **extra: Any) -> Any:
+        """Read the options before the command."""
+        with _safe_usage_errors():
+            return super().make_context(*args, **extra)
+
     def invoke(self, ctx: Any) -> Any:
         """Run the chosen command."""
         # Pillow warns of tags and frames without naming the file; what is wrong with an image is said at the end.
         warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
         try:
-            return super().invoke(ctx)
+            with _safe_usage_errors():
+                return super().invoke(ctx)
         except FailedElsewhere as error:  # one line for all processes of a run
             raise typer.Exit(EXIT_MISTAKE) from error
         except VitembedError as error:
@@ -90,6 +107,18 @@ class Group(TyperGroup):
         except KeyboardInterrupt as error:
             note("Interrupted.")
             raise typer.Exit(EXIT_INTERRUPTED) from error
+
+
+@contextmanager
+def _safe_usage_errors() -> Iterator[None]:
+    """Let what was typed and is repeated in a message of wrong usage not steer the terminal."""
+    try:
+        yield
+    except Exception as error:
+        message = getattr(error, "message", None)
+        if hasattr(error, "format_message") and isinstance(message, str):
+            vars(error)["message"] = printable(message)
+        raise
 
 
 # Plain help: it starts four times faster than the boxes, reads the same in a pipe and in docs/cli.md.
@@ -127,20 +156,14 @@ def main(
     Results go to stdout, progress and logs to stderr. Exit codes: 0 done; 1 a mistake, or nothing usable; 2 wrong
     usage; 3 done, but images were skipped under --strict; 130 interrupted, nothing lost.
     """  # noqa: D301  # \b keeps the next lines as they stand
-    _prepare_streams()
     _prepare_logging()
-
-
-def _prepare_streams() -> None:
-    """Let any path be printed, whatever the terminal's encoding and whatever bytes the path holds."""
-    for stream in (sys.stdout, sys.stderr):
-        reconfigure = getattr(stream, "reconfigure", None)
-        if reconfigure is not None:
-            reconfigure(errors="backslashreplace")
 
 
 class _ToStderr(logging.StreamHandler[Any]):
     """Writes to whatever stderr is at that moment: rich swaps it while a progress bar is on screen."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable_lines(super().format(record))
 
     @property
     def stream(self) -> Any:

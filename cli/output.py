@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import typer
 
-from vitembed.errors import BadImage, printable
+from vitembed.errors import HIDDEN, BadImage, DataError, printable, printable_lines
 from vitembed.outputs import REPORT, write_output
 
 if TYPE_CHECKING:
@@ -27,39 +28,129 @@ EXIT_PIPE_CLOSED = 141  # what a shell shows for a program whose reader has left
 
 NUM_BAD_SHOWN = 20
 SECONDS_BETWEEN_LINES = 30.0
-_SURROGATE = re.compile("[\ud800-\udfff]")
+# What JSON may hold as it is and no terminal should get: see errors.printable.
+_NOT_IN_JSON = re.compile(f"[\ud800-\udfff{HIDDEN}]")
+
+
+def prepare_streams() -> None:
+    """Make stdin, stdout and stderr usable whatever the shell made of them, before anything else opens a file.
+
+    A number that is closed (``>&-``) would go to the next file that is opened, and get what is printed. Nothing is lost
+    where stderr is closed; writing to a stdout that is closed or full is an error of one line.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            with suppress(OSError):
+                os.fstat(number)  # open, but not to this Python: leave it alone
+                continue
+            # Of stdout the wrong way round: every attempt to write to it shall fail.
+            opened = os.open(os.devnull, os.O_WRONLY if name == "stderr" else os.O_RDONLY)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+            fresh = open(number, "r" if name == "stdin" else "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+            setattr(sys, name, fresh)
+            setattr(sys, f"__{name}__", fresh)
+            if name == "stdin":
+                _closed.add(name)
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout is sys.__stdout__:
+        sys.stdout = _Stdout(
+            sys.stdout.buffer,
+            encoding=sys.stdout.encoding,
+            errors="backslashreplace",
+            line_buffering=sys.stdout.line_buffering,
+        )
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")
+
+
+_closed = set[str]()
+
+
+class _Stdout(io.TextIOWrapper):
+    """Says in one line that it cannot be written to, whoever writes; a reader that has left is not an error."""
+
+    def write(self, text: str) -> int:
+        with _refused():
+            return super().write(text)
+
+    def flush(self) -> None:
+        with _refused():
+            super().flush()
+
+
+@contextmanager
+def _refused() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _let_go_of_stdout()
+        raise DataError(f"cannot write to stdout: {error.strerror or error}") from error
+
+
+def _let_go_of_stdout() -> None:
+    """Let what is still to be written vanish; without this, Python complains once more when it closes stdout."""
+    with suppress(OSError, ValueError):  # no file at all, in tests
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def stdin_bytes() -> io.BufferedIOBase:
+    """What comes in.
+
+    Raises:
+        DataError: If stdin is closed.
+    """
+    if "stdin" in _closed:
+        raise DataError("stdin is closed: nothing can be read from it")
+    return cast("io.BufferedIOBase", sys.stdin.buffer)
 
 
 def note(line: str) -> None:
-    """One line on stderr."""
-    print(line, file=sys.stderr, flush=True)
+    """One line on stderr. What a file name or a foreign text holds never steers the terminal."""
+    with suppress(OSError):  # nobody to tell
+        print(printable_lines(line), file=sys.stderr, flush=True)
 
 
 def say(line: str) -> None:
-    """One line of a result on stdout."""
-    _to_stdout(line + "\n")
+    """One line of a result on stdout, safe for a terminal."""
+    _to_stdout(printable_lines(line) + "\n")
+
+
+def say_picture(picture: str) -> None:
+    """A picture drawn with the terminal's own sequences, on stdout."""
+    _to_stdout(picture + "\n")
 
 
 def say_json(document: Any, *, indent: int | None = 2) -> None:
     r"""One JSON document on stdout; without ``indent`` on one line.
 
     Bytes of a path that are no UTF-8 become lone surrogate escapes (``\udcff``), which Python's ``os.fsencode``
-    turns back into the bytes; everything else is readable UTF-8.
+    turns back into the bytes; control and bidi characters are escaped; everything else is readable UTF-8.
     """
     text = json.dumps(document, ensure_ascii=False, allow_nan=False, indent=indent)
-    _to_stdout(_SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", text) + "\n")
+    _to_stdout(_NOT_IN_JSON.sub(lambda match: json.dumps(match[0])[1:-1], text) + "\n")
 
 
 def say_paths(paths: Sequence[str], end: bytes = b"\n") -> None:
-    """Paths alone on stdout, in the very bytes that the file system has; for xargs -0 ``end`` is a NUL."""
+    """Paths alone on stdout, in the very bytes that the file system has; for xargs -0 ``end`` is a NUL.
+
+    On a terminal, where nobody but a person reads them, as ``say`` does it.
+    """
+    if sys.stdout.isatty():
+        _to_stdout("".join(f"{printable(path)}{end.decode()}" for path in paths))
+        return
     _to_stdout(b"".join(os.fsencode(path) + end for path in paths))
 
 
 def say_csv(cells: Sequence[str]) -> None:
-    """One line of CSV on stdout; paths in the very bytes that the file system has."""
+    """One line of CSV on stdout; paths in the very bytes that the file system has, but on a terminal."""
     from vitembed.csv_text import csv_bytes
 
-    _to_stdout(csv_bytes([cells]))
+    _to_stdout(csv_bytes([[printable(cell) for cell in cells] if sys.stdout.isatty() else cells]))
 
 
 def say_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:
@@ -67,7 +158,7 @@ def say_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: S
 
     Args:
         columns: Headings; all empty: no heading line.
-        rows: Cells as text, shown as they are (no markup).
+        rows: Cells as text, shown as they are (no markup), each on one line.
         right: Headings of the columns to be aligned to the right.
     """
     from rich.table import Table
@@ -77,7 +168,7 @@ def say_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: S
     for column in columns:
         table.add_column(column, justify="right" if column in right else "left", overflow="fold")
     for row in rows:
-        table.add_row(*[Text(cell) for cell in row])
+        table.add_row(*[Text(printable(cell)) for cell in row])
     say_rich(table)
 
 
@@ -127,10 +218,10 @@ def progress_bar(what: str) -> Iterator[Callable[..., None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     counts = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    columns = (*counts, TextColumn("{task.fields[words]}"))
+    columns = (*counts, TextColumn("{task.fields[words]}", markup=False))
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(what, total=None, words="")
-        yield lambda done, total, words="": progress.update(task, completed=done, total=total, words=words)
+        yield lambda done, total, words="": progress.update(task, completed=done, total=total, words=printable(words))
 
 
 def shown(path: str | os.PathLike[str]) -> str:
@@ -180,12 +271,12 @@ def finish(bad: Sequence[BadImage], *, strict: bool, report: Path | None) -> Non
 
 def _to_stdout(text: str | bytes) -> None:
     try:
-        if isinstance(text, bytes):
-            sys.stdout.buffer.write(text)
-        else:
-            sys.stdout.write(text)
-        sys.stdout.flush()
-    except BrokenPipeError as error:
-        # The reader (head, less) has seen enough. Without this, Python complains once more when it closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with _refused():
+            if isinstance(text, bytes):
+                sys.stdout.buffer.write(text)
+            else:
+                sys.stdout.write(text)
+            sys.stdout.flush()
+    except BrokenPipeError as error:  # the reader (head, less) has seen enough
+        _let_go_of_stdout()
         raise typer.Exit(EXIT_PIPE_CLOSED) from error

@@ -12,7 +12,18 @@ import typer
 
 from .encoders import open_encoder, recorded_model, recorded_speed
 from .options import JsonOption, LabelsOption, ModelOption, WorkspaceOption, name_labels
-from .output import EXIT_MISTAKE, EXIT_SKIPPED, note, say, say_json, say_paths, say_table, shown
+from .output import (
+    EXIT_MISTAKE,
+    EXIT_SKIPPED,
+    note,
+    say,
+    say_json,
+    say_paths,
+    say_picture,
+    say_table,
+    shown,
+    stdin_bytes,
+)
 
 if TYPE_CHECKING:
     from vitembed.collection.collection import Collection
@@ -45,7 +56,7 @@ def search(
             "--where",
             metavar="EXPR",
             help="Only images that meet it: path, name, folder (label), size, width, height, pixels and mtime, with "
-            "= != < <= > >= in, ~ for a pattern with * and ?, and or not ( ).",
+            "= != < <= > >= in, ~ for a pattern with * and ?, and or not ( ). mtime > -30d: of the last 30 days.",
         ),
     ] = None,
     labels: LabelsOption = None,
@@ -64,7 +75,10 @@ def search(
     batch: Annotated[
         str | None,
         typer.Option(
-            "--batch", metavar="FILE", help="One query a line (- is stdin); prints one JSON document a line for each."
+            "--batch",
+            metavar="FILE",
+            help="One query a line, or NULs between them (- is stdin), relative to the current folder; prints one JSON "
+            "document a line for each.",
         ),
     ] = None,
     html: Annotated[
@@ -106,7 +120,7 @@ def search(
       vitembed search query.jpg --crop 25%,25%,50%,50% --unique
       vitembed search query.jpg --html result.html --explain why.html
       vitembed search query.jpg -0 | xargs -0 ls -l
-      find new -name '*.jpg' | vitembed search --batch -
+      find new -name '*.jpg' -print0 | vitembed search --batch -
     """  # noqa: D301
     from vitembed.collection.collection import Collection
     from vitembed.collection.search import UNIQUE_THRESHOLD
@@ -178,7 +192,7 @@ def _refuse_with_batch(**given: Any) -> None:
 def _search_batch(collection: Collection, batch: str, encoder: Any, limits: dict[str, Any]) -> None:
     from vitembed.collection.finding.batch import Failed, queries_in, read_queries, search_batch
 
-    queries = queries_in(sys.stdin.buffer) if batch == "-" else read_queries(batch)
+    queries = queries_in(stdin_bytes()) if batch == "-" else read_queries(batch)
     num_done = num_failed = 0
     for answer in search_batch(collection, queries, encoder, **limits):
         num_done += 1
@@ -227,6 +241,6 @@ def _show_pictures(result: SearchResult, graphics: Protocol | Literal["auto"]) -
     for place, hit in enumerate(result.hits):
         say("  ".join(f"{name} {cell}" for name, cell in zip(columns, _row(result, place), strict=True) if cell))
         try:
-            say(draw(thumbnail(hit.path, 480), kind))
+            say_picture(draw(thumbnail(hit.path, 480), kind))
         except BadImage as error:
             say(f"[{error.reason}]")

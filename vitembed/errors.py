@@ -7,6 +7,7 @@ Anything else that is raised is our bug and keeps its traceback.
 from __future__ import annotations
 
 import os
+import re
 
 
 class VitembedError(Exception):
@@ -59,7 +60,20 @@ class BadImage(VitembedError):
         return (BadImage, (self.path, self.reason))
 
 
+# DEL and C1, marks that turn the direction of writing, line separators, and what takes no room.
+HIDDEN = (
+    "\x7f-\x9f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f"
+)
+"""Characters that no terminal should get from a file name, besides C0; for a regular expression."""
+_UNSAFE = re.compile(f"[\x00-\x1f{HIDDEN}]")
+
+
 def printable(path: str | os.PathLike[str]) -> str:
-    """The path as text that any terminal takes: undecodable bytes and newlines are shown escaped."""
-    text = os.fspath(path)
-    return text.encode("utf-8", "backslashreplace").decode("utf-8").replace("\n", "\\n").replace("\r", "\\r")
+    r"""The text on one line, safe for any terminal: undecodable bytes, control and bidi characters as ``\x1b``."""
+    text = os.fspath(path).encode("utf-8", "backslashreplace").decode("utf-8")
+    return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def printable_lines(text: str) -> str:
+    """The same of each line of a longer text."""
+    return "\n".join(map(printable, text.split("\n")))

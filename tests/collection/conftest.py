@@ -63,7 +63,8 @@ def referee(color_grid):
 
     def _stored(path):
         vector = color_grid.embed_file(path).astype(np.float64)
-        return (vector / np.linalg.norm(vector)).astype(np.float32).astype(np.float16).astype(np.float64)
+        rounded = (vector / np.linalg.norm(vector)).astype(np.float32).astype(np.float16).astype(np.float64)
+        return rounded / np.linalg.norm(rounded)
 
     def _check(collection, paths, k=7):
         paths = sorted(map(os.fspath, paths))

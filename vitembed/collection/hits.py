@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from vitembed.errors import DataError
+
 
 @dataclass(frozen=True, slots=True)
 class Hit:
@@ -15,7 +17,7 @@ class Hit:
     path: str
     """Absolute path, or the id that came with a vector from elsewhere."""
     score: float
-    """Cosine with the query: rises with nearness, 1 at most (up to float16 rounding)."""
+    """Cosine with the query, from -1 to 1; 1 for an image of the same bytes as the query's."""
     num_alike: int = 0
     """Worse results that were hidden as near-duplicates of this one (``unique``)."""
 
@@ -36,3 +38,33 @@ class Hits(list[Hit]):
     def at_least(self, min_score: float | None) -> Hits:
         """Those that reach a score; all without one."""
         return Hits([hit for hit in self if min_score is None or hit.score >= min_score], recall=self.recall)
+
+
+def check_min_score(min_score: float | None) -> None:
+    """Refuse a least score that no cosine can be compared with.
+
+    Raises:
+        DataError: If it is not a number from -1 to 1.
+    """
+    if min_score is not None and not -1 <= min_score <= 1:
+        raise DataError(f"min_score is {min_score}, expected a cosine from -1 to 1")
+
+
+def check_unique(unique: float | None) -> None:
+    """Refuse a bound for near-duplicates that is no cosine above 0.
+
+    Raises:
+        DataError: If it is none.
+    """
+    if unique is not None and not 0 < unique <= 1:
+        raise DataError(f"unique is {unique}, expected a cosine above 0 and at most 1")
+
+
+def check_k(k: int) -> None:
+    """Refuse a number of results below 1.
+
+    Raises:
+        DataError: If it is.
+    """
+    if k < 1:
+        raise DataError(f"k is {k}, expected at least 1")

@@ -13,11 +13,14 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import numpy as np
 
 from vitembed.collection.collection import Collection
+from vitembed.collection.external import stat_of
 from vitembed.collection.finding.crop import Crop
+from vitembed.collection.nearest import QueryFile
+from vitembed.collection.plan import hash_content
 from vitembed.collection.update import StreamsVectors
 from vitembed.embeddings import unit_rows
 from vitembed.errors import DataError, MismatchError, ModelError, printable
-from vitembed.images.source import ImageRef, is_image
+from vitembed.images.source import FileEntry, ImageRef, is_image
 
 if TYPE_CHECKING:
     from vitembed.images.preprocess import Preprocess  # loads Pillow: not needed where every query is indexed
@@ -54,6 +57,8 @@ class QueryVector:
     """Unit, float32 ``[d]``."""
     own_paths: list[str]
     """Query images under the names by which the collection may know them: not to be found by themselves."""
+    content_hash: bytes | None = None
+    """Of the file, where the query is one whole image."""
 
 
 def query_vector(
@@ -83,7 +88,7 @@ def query_vector(
     if not queries:
         raise DataError("no query image: name at least one")
     shares = _shares(weights, len(queries))
-    vectors, own_paths = resolve_queries(collection, [*queries, *exclude], encoder_factory, crop=crop)
+    vectors, files = resolve_queries(collection, [*queries, *exclude], encoder_factory, crop=crop)
     unit = unit_rows(vectors)
     direction = shares @ unit[: len(queries)]
     if exclude:
@@ -91,7 +96,8 @@ def query_vector(
     # Rounding leaves something even of equal vectors, and its direction would be noise.
     if np.linalg.norm(direction) < 1e-3:
         raise DataError("the query vectors cancel out: nothing is left to search for")
-    return QueryVector(unit_rows(direction[None])[0], [name for names in own_paths for name in names])
+    content_hash = files[0].content_hash if len(files) == 1 else None
+    return QueryVector(unit_rows(direction[None])[0], [name for file in files for name in file.paths], content_hash)
 
 
 def resolve_queries(
@@ -100,13 +106,13 @@ def resolve_queries(
     encoder_factory: Callable[[], QueryEncoder],
     *,
     crop: Crop | None = None,
-) -> tuple[np.ndarray, list[list[str]]]:
-    """The vector of each query, float32 ``[q, d]``, and the names by which the collection may know it.
+) -> tuple[np.ndarray, list[QueryFile]]:
+    """The vector of each query, float32 ``[q, d]``, and the file that it is of, with all names that may be known.
 
     Raises:
         VitembedError: As ``query_vector``.
     """
-    vectors, own_paths = list[np.ndarray | None](), list[list[str]]()
+    vectors, files = list[np.ndarray | None](), list[QueryFile]()
     for query in queries:
         if isinstance(query, np.ndarray):
             if query.shape != (collection.dim,):
@@ -114,12 +120,12 @@ def resolve_queries(
                     f"a query vector has shape {list(query.shape)}, the collection's are [{collection.dim}]"
                 )
             vectors.append(query)
-            own_paths.append([])
+            files.append(QueryFile())
             continue
         names = _names(query)
-        own_paths.append(names)
-        known = (collection.vector(name, unchanged=True) for name in names)
-        vectors.append(None if crop else next((found for found in known if found is not None), None))
+        vector, content_hash = (None, None) if crop else _known(collection, names)
+        vectors.append(vector)
+        files.append(QueryFile(names, content_hash))
     if crop is not None and (len(queries) > 1 or isinstance(queries[0], np.ndarray)):
         raise DataError(f"crop {crop.text} is for one query image alone, got {len(queries)} queries")
     missing = [place for place, vector in enumerate(vectors) if vector is None]
@@ -127,7 +133,21 @@ def resolve_queries(
         embedded = _embed(collection, [_image(queries[place]) for place in missing], encoder_factory, crop)
         for place, vector in zip(missing, embedded, strict=True):
             vectors[place] = vector
-    return np.stack([vector for vector in vectors if vector is not None]), own_paths
+            if crop is None:
+                path = os.path.abspath(files[place].paths[-1])
+                content_hash = hash_content(FileEntry(path, *stat_of(path)))
+                files[place] = files[place]._replace(content_hash=content_hash)
+    return np.stack([vector for vector in vectors if vector is not None]), files
+
+
+def _known(collection: Collection, names: Sequence[str]) -> tuple[np.ndarray | None, bytes | None]:
+    """Vector and content hash of an image that is indexed and unchanged."""
+    for name in names:
+        vector = collection.vector(name, unchanged=True)
+        if vector is not None:
+            row = collection.get(name)
+            return vector, None if row is None else row.content_hash
+    return None, None
 
 
 def _shares(weights: Sequence[float] | None, num_queries: int) -> np.ndarray:
@@ -137,11 +157,15 @@ def _shares(weights: Sequence[float] | None, num_queries: int) -> np.ndarray:
         raise DataError(f"got {len(given)} weights for {num_queries} queries: expected one each, in the same order")
     if not all(math.isfinite(weight) and weight > 0 for weight in given):
         raise DataError(f"weights are {', '.join(f'{weight:g}' for weight in given)}: expected numbers above 0")
-    return (np.array(given) / sum(given)).astype(np.float32)
+    relative = np.array(given) / max(given)  # first, as the sum of the largest numbers is none
+    shares: np.ndarray = (relative / relative.sum()).astype(np.float32)
+    return shares
 
 
 def _names(query: str | os.PathLike[str]) -> list[str]:
     text = os.fsdecode(query)
+    if "\0" in text:
+        raise DataError(f"no such image: {printable(text)} holds a NUL, as no path does")
     # As typed (an id that is no path), as a path, and where a link leads.
     return list(dict.fromkeys([os.path.abspath(text), os.path.realpath(text), text]))
 

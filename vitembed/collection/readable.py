@@ -16,8 +16,8 @@ from vitembed.collection.external import stat_of
 from vitembed.collection.finding.background import Background, background
 from vitembed.collection.finding.facts import ImageFacts, image_facts, matching_ids, num_unknown
 from vitembed.collection.finding.where import parse_where
-from vitembed.collection.hits import Hits
-from vitembed.collection.nearest import Nearest
+from vitembed.collection.hits import Hits, check_min_score, check_unique
+from vitembed.collection.nearest import Nearest, QueryFile
 from vitembed.embeddings import Embeddings, unit_rows
 from vitembed.errors import DataError
 
@@ -74,30 +74,35 @@ class Readable:
         min_score: float | None = None,
         unique: float | None = None,
         exact: bool = False,
+        file: QueryFile | None = None,
     ) -> Hits:
         """Images whose vectors are nearest to a query, best first; ``exact`` and ``recall`` of the result tell how.
 
         Args:
             query: ``[d]``, of any length but zero; or ``[q, d]``: the mean of the unit vectors is searched for.
             k: How many; fewer come back if there are fewer.
-            exclude_paths: Absolute paths (or external ids) that are left out.
+            exclude_paths: Absolute paths (or external ids) that are left out, under any name of the same file.
             where: Which images to look at, such as ``"name ~ '*.jpg' and width >= 640"`` (``finding/where.py``).
             min_score: The least cosine of a result.
             unique: Hide images whose cosine with a better result is at least this (near-duplicates).
             exact: Compare every vector, even where ``build_ann`` has made an index.
+            file: The image file that the query is the vector of.
+
+        A file that has several names (links) is found once.
 
         Raises:
             DataError: If ``k`` < 1, the query has another width, is zero or not finite, ``where`` is no filter, or
-                ``unique`` no cosine.
+                ``unique`` or ``min_score`` no cosine.
             CollectionError: If another process has meanwhile rebuilt the collection.
         """
         vectors = np.atleast_2d(np.asarray(query))
         self._check_width(vectors)
-        if unique is not None and not 0 < unique <= 1:
-            raise DataError(f"unique is {unique}, expected a cosine above 0 and at most 1")
+        check_unique(unique)
+        check_min_score(min_score)
         filter_ = None if where is None else parse_where(where)
         unit = unit_rows(unit_rows(vectors).mean(axis=0, keepdims=True))
-        (hits,) = self._nearest.search(unit, k, exclude_paths, where=filter_, unique=unique, exact=exact)
+        files = None if file is None else [file]
+        (hits,) = self._nearest.search(unit, k, exclude_paths, where=filter_, unique=unique, exact=exact, files=files)
         return hits.at_least(min_score)
 
     def search_many(
@@ -108,11 +113,12 @@ class Readable:
         exclude_paths: Sequence[str] = (),
         where: str | None = None,
         exact: bool = False,
+        files: Sequence[QueryFile] | None = None,
     ) -> list[Hits]:
-        """The same for each row of ``queries`` ``[q, d]`` on its own."""
+        """The same for each row of ``queries`` ``[q, d]`` on its own; ``files`` has one for each."""
         self._check_width(np.asarray(queries))
         filter_ = None if where is None else parse_where(where)
-        return self._nearest.search(unit_rows(queries), k, exclude_paths, where=filter_, exact=exact)
+        return self._nearest.search(unit_rows(queries), k, exclude_paths, where=filter_, exact=exact, files=files)
 
     def background(self) -> Background:
         """How alike pairs of different images here are: what tells a high score from an ordinary one."""
@@ -149,7 +155,7 @@ class Readable:
         """All stored vectors in chunks: ids int64 ``[m]``, rising, and unit rows float32 ``[m, d]``."""
         with self._catalog.read():
             for ids, vectors in self._catalog.all_vectors():
-                yield ids, vectors.astype(np.float32)
+                yield ids, unit_rows(vectors)
 
     def vector(self, path: str | os.PathLike[str], *, unchanged: bool = False) -> np.ndarray | None:
         """The stored unit vector of an image, float32 ``[d]``; None if the collection has none.
@@ -166,7 +172,7 @@ class Readable:
                 or (unchanged and not row.external and stat_of(row.path) != (row.size, row.mtime_ns))
             ):
                 return None
-            vector: np.ndarray = self._catalog.vectors([row.id])[0].astype(np.float32)
+            vector: np.ndarray = unit_rows(self._catalog.vectors([row.id]))[0]
             return vector
 
     def get(self, path: str | os.PathLike[str]) -> Row | None:
@@ -190,7 +196,7 @@ class Readable:
             found = sorted((row.path, row.id) for row in self._catalog.rows() if row.status == "ok")
             vectors = self._catalog.vectors([row for _, row in found])
         meta = {**self.meta, "normalized": True}
-        return Embeddings(vectors.astype(np.float32), [path for path, _ in found], self.fingerprint, None, meta)
+        return Embeddings(unit_rows(vectors), [path for path, _ in found], self.fingerprint, None, meta)
 
     def _find(self, path: str | os.PathLike[str]) -> Row | None:
         """By absolute path, else by external id."""

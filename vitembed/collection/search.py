@@ -13,7 +13,9 @@ import numpy as np
 from vitembed.collection.collection import Collection
 from vitembed.collection.finding.background import Background
 from vitembed.collection.finding.crop import Crop
-from vitembed.collection.hits import Hit, Hits
+from vitembed.collection.finding.where import parse_where
+from vitembed.collection.hits import Hit, Hits, check_k, check_min_score, check_unique
+from vitembed.collection.nearest import QueryFile
 from vitembed.collection.query import Query, QueryEncoder, query_vector
 
 UNIQUE_THRESHOLD = 0.98
@@ -137,6 +139,7 @@ def search(
         VitembedError: As ``query_vector`` and ``Collection.search``.
     """
     start = time.perf_counter()
+    check_limits(k, where, min_score, unique)
     part = None if crop is None else Crop.parse(crop)
     query = query_vector(collection, queries, encoder_factory, exclude=exclude, weights=weights, crop=part)
     hits = collection.search(
@@ -147,11 +150,25 @@ def search(
         min_score=min_score,
         unique=unique,
         exact=exact,
+        file=QueryFile(content_hash=query.content_hash),
     )
     ground = collection.background()
     seconds = time.perf_counter() - start
     notes = _notes(collection, ground, hits, where, unique)
     return SearchResult(named(queries), named(exclude), hits, hits.exact, seconds, ground, part, notes, hits.recall)
+
+
+def check_limits(k: int, where: str | None, min_score: float | None, unique: float | None) -> None:
+    """Refuse what no search can be limited by, before a model is loaded for it.
+
+    Raises:
+        DataError: If one of them is out of its range, or ``where`` is no filter.
+    """
+    check_k(k)
+    check_min_score(min_score)
+    check_unique(unique)
+    if where is not None:
+        parse_where(where)
 
 
 def named(queries: Sequence[Query]) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Generic, Protocol, TypeVar, runtime_checkable
 import numpy as np
 
 from vitembed.collection.catalog import Catalog
+from vitembed.embeddings import unit_rows
 
 
 @runtime_checkable
@@ -32,7 +33,7 @@ class View(Generic[Held]):
     tail_ids: np.ndarray
     """Ids that it lacks, int64 ``[t]``, rising."""
     tail: np.ndarray
-    """Their vectors, float32 ``[t, d]``."""
+    """Their vectors at length 1, float32 ``[t, d]``."""
 
     @classmethod
     def of(cls, held: Held, catalog: Catalog, alive: np.ndarray | None) -> View[Held]:
@@ -41,7 +42,7 @@ class View(Generic[Held]):
         if alive is not None:
             dead = np.setdiff1d(held.ids, alive, assume_unique=True)
             tail_ids = np.setdiff1d(alive, held.ids, assume_unique=True)
-        return cls(held, dead, tail_ids, catalog.vectors(tail_ids.tolist()).astype(np.float32))
+        return cls(held, dead, tail_ids, unit_rows(catalog.vectors(tail_ids.tolist())))
 
     def without(self, excluded: np.ndarray) -> np.ndarray:
         """Ids of ``held`` to pass over: the dead, and those excluded ones that it has."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw, ImageEnhance
 
 from vitembed.collection.collection import Collection
 from vitembed.collection.finding import duplicates, duplicates_bound
@@ -220,3 +221,152 @@ def test_files_that_have_changed_since_are_left_out(library, draw):
     found = find_duplicates(collection, threshold=0.999)
     assert not any("twin" in other.image.path for group in found.groups for other in group.others)
     assert found.notes[0].startswith("1 images have changed or gone")
+
+
+@pytest.fixture
+def files(tmp_path, make, encoder):
+    """Indexes the folder ``files`` and gives its duplicates."""
+    folder = tmp_path / "files"
+    folder.mkdir()
+
+    def find(*more, **options):
+        collection = make()
+        collection.update(encoder, [folder, *more])
+        return find_duplicates(collection, **options)
+
+    return folder, find
+
+
+def listed(found):
+    return [
+        (os.path.basename(group.keep.path), [os.path.basename(other.image.path) for other in group.others])
+        for group in found.groups
+    ]
+
+
+@pytest.mark.parametrize("options", [{}, {"exact_only": True}, {"threshold": 1.0}])
+def test_names_of_one_file_are_no_copies(files, draw, options, tmp_path):
+    folder, find = files
+    draw(str(folder / "m.png"), 1)
+    os.link(folder / "m.png", folder / "hard.png")
+    (folder / "a.png").symlink_to(folder / "m.png")
+    draw(str(folder / "other.png"), 2)
+    (tmp_path / "again").symlink_to(folder)
+    found = find(str(tmp_path / "again"), **options)
+    assert (found.groups, found.num_extra, found.extra_bytes, found.num_images) == ([], 0, 0, 2)
+    assert found.notes[0].startswith("6 names are links to files that have another name here")
+
+    shutil.copy(folder / "m.png", folder / "n.png")
+    os.utime(folder / "n.png", (1e9, 1e9))
+    found = find(str(tmp_path / "again"), **options)
+    (group,) = found.groups
+    assert group.keep.path == str(folder / "n.png")
+    assert group.reason == "oldest"
+    assert [(other.image.path, other.exact, other.score) for other in group.others] == [
+        (str(folder / "hard.png"), True, 1.0)
+    ]
+    assert {(os.path.relpath(each.image.path, tmp_path), each.kind) for each in group.links} == {
+        ("again/n.png", "linked folder"), ("again/m.png", "linked folder"), ("again/hard.png", "linked folder"),
+        ("again/a.png", "symbolic link"), ("files/a.png", "symbolic link"), ("files/m.png", "hard link"),
+    }  # fmt: skip
+    assert found.extra_bytes == 0  # its content stays under the other name
+    document = json.loads(json.dumps(found.to_dict()))
+    assert document["groups"][0]["others"][0]["freed_bytes"] == 0
+    assert {each["kind"] for each in document["groups"][0]["links"]} == {
+        "linked folder", "symbolic link", "hard link",
+    }  # fmt: skip
+    (folder / "hard.png").unlink()
+    assert find(str(tmp_path / "again"), **options).extra_bytes == os.path.getsize(folder / "m.png")
+
+
+def test_an_original_is_kept_rather_than_a_link(files, draw, tmp_path):
+    folder, find = files
+    draw(str(tmp_path / "elsewhere.png"), 1)
+    os.utime(tmp_path / "elsewhere.png", (1e9, 1e9))
+    shutil.copy(tmp_path / "elsewhere.png", folder / "b.png")
+    shutil.copy(tmp_path / "elsewhere.png", folder / "c.png")
+    (folder / "a.png").symlink_to(tmp_path / "elsewhere.png")
+    found = find()
+    assert listed(found) == [("b.png", ["c.png"])]
+    assert [(each.kind, each.to) for each in found.groups[0].links] == [
+        ("symbolic link", str(tmp_path / "elsewhere.png"))
+    ]
+    assert found.extra_bytes == os.path.getsize(folder / "c.png")
+
+
+@pytest.mark.parametrize("exact_only", [True, False])
+def test_times_before_1970_are_times_and_zero_is_none(files, draw, exact_only):
+    folder, find = files
+    times = {"a.png": 0, "b.png": 1_600_000_000, "c.png": -157_766_400, "d.png": 1_700_000_000}
+    for name, seconds in times.items():
+        draw(str(folder / name), 1)
+        os.utime(folder / name, (seconds, seconds))
+    found = find(exact_only=exact_only)
+    assert (found.groups[0].keep.path, found.groups[0].reason) == (str(folder / "c.png"), "oldest")
+    (folder / "c.png").unlink()
+    assert find(exact_only=exact_only).groups[0].keep.path == str(folder / "b.png")
+
+
+class Middle:
+    """An encoder that sees the middle square alone, as most do."""
+
+    fingerprint, embed_dim = "d" * 64, 48
+
+    def stream(self, refs, **options):
+        vectors, sizes = [], []
+        for ref in refs:
+            with Image.open(ref.path) as image:
+                side = min(image.size)
+                left, top = (image.width - side) // 2, (image.height - side) // 2
+                middle = image.convert("RGB").crop((left, top, left + side, top + side)).resize((4, 4))
+                vectors.append(np.asarray(middle, np.float32).reshape(-1) - 127.25)
+                sizes.append(image.size)
+        yield SimpleNamespace(
+            indices=np.arange(len(refs)), vectors=np.array(vectors), bad=[], decode_seconds=0.1, model_seconds=0.1,
+            image_sizes=np.array(sizes),
+        )  # fmt: skip
+
+
+def screenshot(seed, size, middle):
+    """Lines of text and boxes, with ``middle`` in the middle."""
+    rng, image = np.random.default_rng(seed), Image.new("RGB", size, (250, 250, 250))
+    pen = ImageDraw.Draw(image)
+    for y in range(4, size[1] - 10, 14):
+        for x in range(4, size[0] - 30, 150):
+            if rng.random() < 0.2:
+                pen.rectangle((x, y, x + rng.integers(20, 140), y + 10), fill=tuple(map(int, rng.integers(0, 255, 3))))
+            else:
+                pen.text((x, y), "".join(rng.choice(list("abcdefgh ijkl"), rng.integers(5, 22))), fill=(30, 30, 30))
+    image.paste(middle, ((size[0] - middle.width) // 2, (size[1] - middle.height) // 2))
+    return image
+
+
+@pytest.mark.parametrize("size", [(200, 2000), (900, 300), (300, 450)])
+def test_images_alike_in_the_middle_alone_are_no_copies(tmp_path, make, size):
+    folder, side = tmp_path / "shots", min(size)
+    folder.mkdir()
+    middle = screenshot(99, (side, side), Image.new("RGB", (1, 1)))
+    first, second = (screenshot(seed, size, middle) for seed in (1, 2))
+    first.save(folder / "first.png")
+    second.save(folder / "second.png")
+    first.resize((size[0] * 2 // 3, size[1] * 2 // 3), Image.Resampling.LANCZOS).save(folder / "first-small.png")
+    first.save(folder / "first-low.jpg", quality=40)
+    ImageEnhance.Brightness(second).enhance(0.8).save(folder / "second-dark.jpg", quality=80)
+    middle.save(folder / "middle.png")
+    collection = make(fingerprint=Middle.fingerprint)
+    collection.update(Middle(), [folder])
+    found = find_duplicates(collection, threshold=0.9)
+    assert {frozenset([keep, *others]) for keep, others in listed(found)} == {
+        frozenset(["first.png", "first-low.jpg", "first-small.png"]), frozenset(["second.png", "second-dark.jpg"]),
+    }  # fmt: skip
+    assert len(found.look_alikes) == 2
+    assert "middle.png" in [os.path.basename(path) for pair in found.look_alikes for path in pair.paths]
+    assert any("differ beside it: no copies" in line for line in found.notes)
+    assert len(found.to_dict()["look_alikes"]) == 2
+
+
+def test_what_cannot_be_looked_at_is_said(make_vectors):
+    with make_vectors(circle(0, 1)) as collection:
+        found = find_duplicates(collection)
+    assert found.num_extra == 1
+    assert "1 pairs could not be compared as whole images" in found.notes[0]

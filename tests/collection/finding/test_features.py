@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from vitembed.collection.collection import Collection
+from vitembed.collection.finding import batch
 from vitembed.collection.finding.background import BACKGROUND_FILE, NUM_BINS, Background
 from vitembed.collection.finding.batch import Failed, queries_in, read_queries, search_batch
 from vitembed.collection.finding.crop import Crop
@@ -221,13 +222,30 @@ def test_batch_answers_each_query_as_search_does(vectors, tmp_path):
 
 
 def test_lines_of_a_batch(tmp_path):
-    (tmp_path / "here.png").touch()
-    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbfhere.png\r\n\n  \nv001\n\xff\n/abs/x.png")
+    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbfhere.png\r\n\n  \nv001\nb\0d\n\xff\n/abs/x.png")
     lines = list(read_queries(str(tmp_path / "list.txt")))
-    assert lines == [str(tmp_path / "here.png"), "v001", os.fsdecode(b"\xff"), "/abs/x.png"]
-    assert list(queries_in(io.BytesIO(b"a\nb"))) == ["a", "b"]
+    assert lines == ["here.png", "v001", "b\0d", os.fsdecode(b"\xff"), "/abs/x.png"]  # relative to the current folder
     with pytest.raises(DataError, match="list of queries .*nowhere.txt"):
         list(read_queries(str(tmp_path / "nowhere.txt")))
+
+
+def test_a_batch_may_have_nuls_between(monkeypatch):
+    monkeypatch.setattr(batch, "_BLOCK_BYTES", 7)
+    names = [b"a.png", b"two\nlines.png", b"ends in\r", b"\xff.png"]
+    for given in (b"\0".join(names) + b"\0", b"\0".join(names), b"\0" + b"\0\0".join(names)):
+        assert list(queries_in(io.BytesIO(given))) == [os.fsdecode(name) for name in names]
+    assert list(queries_in(io.BytesIO(b"one name only\0"))) == ["one name only"]
+    assert list(queries_in(io.BytesIO(b"a\nb"))) == ["a", "b"]
+    assert list(queries_in(io.BytesIO(b""))) == []
+
+
+def test_a_bad_line_is_that_lines_error(vectors, tmp_path):
+    bad = ["b\0d", "n" * 5000, "/" + "d/" * 4000 + "x.png", str(tmp_path), "gone.png", os.fsdecode(b"\xff"), "a\nb"]
+    answers = list(search_batch(vectors, ["v001", *bad, "v002"], MeanColours))
+    assert [isinstance(answer, Failed) for answer in answers] == [False, *[True] * len(bad), False]
+    assert "holds a NUL" in answers[1].problem
+    with pytest.raises(DataError, match="holds a NUL"):
+        search(vectors, ["b\0d"], never)
 
 
 def test_many_threads_read_while_one_writes(vectors, stored):

@@ -5,6 +5,9 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
+import sqlite3
+import time
+from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 
@@ -227,10 +230,85 @@ def test_numbers_and_times():
         0, 1500, 2_000_000, 2 << 30, 3072, 7,
     ]  # fmt: skip
     now = datetime(2024, 5, 31, 12).timestamp()
-    start, end = parse_time("-7d", now)
-    assert (end - start, end) == (7 * DAY * 10**9, int(now * 1e9))
-    assert parse_time("2024-12", now)[1] == parse_time("2025", now)[0]
-    assert parse_time("2024-02-29 10:59", now)[1] == parse_time("2024-02-29T11:00:00", now)[0]
+    assert parse_time("-7d", now).start == parse_time("-7d", now).end == int(now - 7 * DAY) * 10**9
+    assert parse_time("2024-12", now).end == parse_time("2025", now).start
+    assert parse_time("2024-02-29 10:59", now).end == parse_time("2024-02-29T11:00:00", now).start
+
+
+def moments(condition, times, now=0.0):
+    """Which of the times (nanoseconds) meet a condition."""
+    clause = parse_where(condition, now=now).clause({"mtime": Clause("mtime")})
+    with closing(sqlite3.connect(":memory:")) as db:
+        db.execute("CREATE TABLE files (mtime INTEGER)")
+        db.executemany("INSERT INTO files VALUES (?)", [(time,) for time in times])
+        return [row[0] for row in db.execute(f"SELECT mtime FROM files WHERE {clause.sql}", clause.parameters)]
+
+
+SPANS = {
+    # value: its first moment, and the first one after it
+    "2024": (datetime(2024, 1, 1), datetime(2025, 1, 1)),
+    "2024-05": (datetime(2024, 5, 1), datetime(2024, 6, 1)),
+    "2024-12": (datetime(2024, 12, 1), datetime(2025, 1, 1)),
+    "2024-05-31": (datetime(2024, 5, 31), datetime(2024, 6, 1)),
+    "2024-05-31T18:30": (datetime(2024, 5, 31, 18, 30), datetime(2024, 5, 31, 18, 31)),
+    "'2024-05-31 18:30:15'": (datetime(2024, 5, 31, 18, 30, 15), datetime(2024, 5, 31, 18, 30, 16)),
+    "1965": (datetime(1965, 1, 1), datetime(1966, 1, 1)),
+}
+# What each operator says of: before the span, its first moment, its last, and the first one after it.
+OF_SPANS = {"=": "nyyn", "==": "nyyn", "in": "nyyn", "!=": "ynny", "<": "ynnn", "<=": "yyyn", ">": "nnny", ">=": "nyyy"}
+# Of an age: an older time, the moment itself, a newer one, one to come.
+OF_AGES = {"<": "ynnn", "<=": "ynnn", ">": "nyyy", ">=": "nyyy"}
+
+
+@pytest.mark.parametrize("sign", OF_SPANS)
+@pytest.mark.parametrize("value", SPANS)
+def test_times_are_compared_as_people_read_them(value, sign):
+    start, end = (int(when.timestamp()) * 10**9 for when in SPANS[value])
+    times = [start - 1, start, end - 1, end]
+    right = [time for time, answer in zip(times, OF_SPANS[sign], strict=True) if answer == "y"]
+    assert moments(f"mtime {sign} ({value})" if sign == "in" else f"mtime {sign} {value}", times) == right
+
+
+@pytest.mark.parametrize("sign", OF_AGES)
+@pytest.mark.parametrize(
+    ("age", "seconds"), [("-12h", DAY / 2), ("-30d", 30 * DAY), ("-4w", 28 * DAY), ("-7D", 7 * DAY)]
+)
+def test_ages_are_newer_or_older_than_a_moment(age, seconds, sign):
+    now = datetime(2024, 5, 31, 12).timestamp()
+    then = int(now - seconds) * 10**9
+    times = [then - 1, then, then + 1, int(now + DAY) * 10**9]
+    right = [time for time, answer in zip(times, OF_AGES[sign], strict=True) if answer == "y"]
+    assert moments(f"mtime {sign} {age}", times, now) == right
+
+
+@pytest.mark.parametrize("where", ["mtime = -7d", "mtime != -7d", "mtime in (2024, -7d)"])
+def test_an_age_equals_nothing(where):
+    with pytest.raises(DataError, match=r"an age goes with > \(newer\) and < \(older\), as in mtime > -7d"):
+        parse_where(where)
+
+
+def test_days_are_those_of_the_local_clock(monkeypatch):
+    """In Berlin clocks went forward on 31 March 2024 and back on 27 October."""
+    monkeypatch.setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0/3")
+    time.tzset()
+    try:
+        hours = {day: (parse_time(day, 0.0).end - parse_time(day, 0.0).start) / 3.6e12
+                 for day in ("2024-03-31", "2024-06-01", "2024-10-27")}  # fmt: skip
+        minute = parse_time("2024-10-27T02:59", 0.0)
+        start = parse_time("2024-03-31", 0.0).start
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert hours == {"2024-03-31": 23, "2024-06-01": 24, "2024-10-27": 25}
+    assert minute.end - minute.start == 60 * 10**9
+    assert start == 1711839600 * 10**9  # 2024-03-30 23:00 UTC
+
+
+def test_times_beyond_what_sqlite_counts():
+    times = [-(2**63) + 1, -(10**18), 0, 10**18, 2**63 - 1]
+    assert moments("mtime < 2300", times) == times[:4]
+    assert moments("mtime > 1500", times) == moments("mtime > -99999w", times) == times
+    assert moments("mtime > 2300 or mtime < 1500", times) == times[4:]
 
 
 @pytest.mark.parametrize("where", ["name ~ *.png", "size > 1k", "folder = 2024 or not size > 3k", "name ~ nothing*"])

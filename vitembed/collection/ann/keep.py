@@ -24,6 +24,7 @@ from vitembed.collection.ann.recall import Quality, Truth, choose_probes, measur
 from vitembed.collection.ann.settings import AUTO, EXACT, AnnRecord, AnnReport, AnnSettings, load_record, save_record
 from vitembed.collection.ann.train import train_centroids, train_index
 from vitembed.collection.catalog import VECTOR_TYPES, Catalog
+from vitembed.embeddings import unit_rows
 from vitembed.errors import DataError
 from vitembed.images.memory import available_bytes
 
@@ -150,7 +151,7 @@ class _Work:
         approx = Approx(index, None, held.family)
         truth = self._truth()
         for ids, vectors in self.catalog.all_vectors(_ROWS_AT_ONCE):
-            truth.add(ids, vectors.astype(np.float32))
+            truth.add(ids, unit_rows(vectors))
         quality = measure(approx, truth, held.facts.num_probes) if accepted else None
         if quality is None or quality.recall < self.settings.min_recall:
             quality, _ = self._choose(approx, truth, decision)
@@ -218,12 +219,12 @@ class _Work:
         return Truth(chosen, self._vectors(chosen))
 
     def _vectors(self, ids: np.ndarray) -> np.ndarray:
-        vectors: np.ndarray = self.catalog.vectors(ids.tolist()).astype(np.float32)
+        vectors: np.ndarray = unit_rows(self.catalog.vectors(ids.tolist()))
         return vectors
 
     def _chunks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for ids, vectors in self.catalog.all_vectors(_ROWS_AT_ONCE):
-            yield ids, vectors.astype(np.float32)
+            yield ids, unit_rows(vectors)
 
     def _measure_speed(self) -> Speed:
         ids = self.catalog.vector_ids()

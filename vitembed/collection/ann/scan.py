@@ -30,8 +30,10 @@ log = logging.getLogger("vitembed")
 class Scan:
     """Vectors by id, to be compared with a query all at once. Never changes; several threads may search it."""
 
-    def __init__(self, index: Any, state: str) -> None:
+    def __init__(self, index: Any, state: str, length_error: float) -> None:
         self._index = index
+        self.length_error = length_error
+        """How far the length of a vector, rounded as it is stored, is from 1, at most."""
         self.state = state
         """State of the catalogue in which it holds exactly the rows with a vector; later it may not."""
         self.ids: np.ndarray = faiss.vector_to_array(index.id_map)
@@ -43,9 +45,13 @@ class Scan:
     ) -> Scan:
         """From chunks of ids int64 ``[m]`` (rising) and vectors ``[m, dim]`` of ``vector_type``."""
         index = faiss.IndexIDMap(_FAMILIES[vector_type](dim))
+        error = _ROUNDING
         for ids, vectors in chunks:
-            index.add_with_ids(vectors.astype(np.float32), ids)  # float16 -> float32 -> float16: the same bytes
-        return cls(index, state)
+            wide = vectors.astype(np.float32)
+            index.add_with_ids(wide, ids)  # float16 -> float32 -> float16: the same bytes
+            lengths = np.sqrt(np.einsum("nd,nd->n", wide, wide))
+            error = max(error, float(np.abs(lengths - 1).max(initial=0)) + _ROUNDING)
+        return cls(index, state, error)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -107,6 +113,8 @@ def _float32(dim: int) -> Any:
 
 _FAMILIES = {"float16": _float16, "float32": _float32}
 """How vectors of each stored type are scanned."""
+_ROUNDING = 1e-6
+_MAX_LENGTH_ERROR = 2**-11 + _ROUNDING
 
 
 class VectorCache:
@@ -135,7 +143,15 @@ class VectorCache:
         Raises:
             OSError: If the folder cannot be written.
         """
-        self._pair.write(scan.write, {"generation": generation, "state": scan.state, "count": len(scan)})
+        self._pair.write(
+            scan.write,
+            {
+                "generation": generation,
+                "state": scan.state,
+                "count": len(scan),
+                "length_error": scan.length_error,
+            },
+        )
 
     def verify(self) -> None:
         """Compare the whole file with its SHA-256.
@@ -147,7 +163,10 @@ class VectorCache:
         self._pair.verify(self._read)
 
     def _read(self, path: Path, num_bytes: int, manifest: dict[str, Any]) -> Scan:
-        return Scan(read_scan(path, num_bytes, int(manifest["count"]), self._key), str(manifest["state"]))
+        index = read_scan(path, num_bytes, int(manifest["count"]), self._key)
+        # Without it in a file of an earlier version: what rounding to 16 bits can do at most.
+        error = float(manifest.get("length_error", _MAX_LENGTH_ERROR))
+        return Scan(index, str(manifest["state"]), error if 0 <= error <= _MAX_LENGTH_ERROR else _MAX_LENGTH_ERROR)
 
 
 def read_scan(path: Path, num_bytes: int, num_rows: int, key: CacheKey) -> Any:

@@ -16,6 +16,7 @@ import numpy as np
 
 from vitembed.atomic import atomic_path
 from vitembed.collection.catalog import Catalog
+from vitembed.embeddings import unit_rows
 
 BACKGROUND_FILE = "background.json"
 FORMAT_VERSION = 1
@@ -76,7 +77,7 @@ def _count(catalog: Catalog) -> Background:
     ids = catalog.vector_ids()
     if len(ids) > MAX_SAMPLED:
         ids = np.sort(np.random.default_rng(_SEED).choice(ids, MAX_SAMPLED, replace=False))
-    vectors = catalog.vectors(ids.tolist()).astype(np.float32)
+    vectors = unit_rows(catalog.vectors(ids.tolist()))
     # Copies of one file are not different images.
     hashes = catalog.content_hashes(ids.tolist())
     names = np.array([hashes.get(row) or row.to_bytes(8, "big") for row in ids.tolist()], dtype=object)

@@ -1,9 +1,8 @@
 """Many queries at once: each line of a file is one, and each gets its own answer."""
-# ruff: noqa: PTH100, PTH118, PTH120
-# Paths stay plain strings: names that are not UTF-8 are kept as they are.
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
 import time
@@ -14,14 +13,16 @@ import numpy as np
 
 from vitembed.collection.collection import Collection
 from vitembed.collection.finding.background import Background
-from vitembed.collection.hits import Hit, Hits
+from vitembed.collection.hits import Hits
+from vitembed.collection.nearest import QueryFile
 from vitembed.collection.query import QueryEncoder, resolve_queries
-from vitembed.collection.search import SearchResult
+from vitembed.collection.search import SearchResult, check_limits
 from vitembed.embeddings import unit_rows
 from vitembed.errors import BadImage, DataError, printable
 from vitembed.images.formats import explain_os_error
 
 QUERIES_AT_ONCE = 256
+_BLOCK_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -33,28 +34,39 @@ class Failed:
 
 
 def read_queries(file: str) -> Iterator[str]:
-    """The lines of a text file, blank ones left out; a path in it counts from the file's folder.
+    """The lines of a text file, as ``queries_in`` gives them.
 
     Raises:
         DataError: If it cannot be read.
     """
     try:
         with open(file, "rb") as lines:
-            folder = os.path.dirname(os.path.abspath(file))
-            yield from queries_in(lines, folder)
+            yield from queries_in(lines)
     except (OSError, ValueError) as error:
         raise DataError(f"list of queries {printable(file)}: {explain_os_error(error)}") from error
 
 
-def queries_in(lines: Iterable[bytes], folder: str | None = None) -> Iterator[str]:
-    """Queries in lines of bytes; what exists below ``folder`` is meant, else the line as it stands (an id)."""
-    for number, raw in enumerate(lines):
-        line = (raw.removeprefix(b"\xef\xbb\xbf") if number == 0 else raw).rstrip(b"\r\n")
-        if not line.strip():
-            continue
-        text = os.fsdecode(line)
-        below = text if folder is None else os.path.join(folder, text)
-        yield below if "\0" not in below and os.path.lexists(below) else text
+def queries_in(file: io.BufferedIOBase) -> Iterator[str]:
+    """Queries in bytes, one a line, or each with a NUL behind it as ``find -print0`` writes them; blank ones left out.
+
+    Relative paths count from the current folder.
+    """
+    held = b""
+    while not (b"\0" in held or b"\n" in held) and (more := file.read1(_BLOCK_BYTES)):
+        held += more
+    held = held.removeprefix(b"\xef\xbb\xbf")
+    # One stray NUL in a list of lines is that line's mistake.
+    mark = b"\0" if held.count(b"\0") > held.count(b"\n") else b"\n"
+    while True:
+        *whole, held = held.split(mark)
+        more = file.read1(_BLOCK_BYTES)
+        for raw in whole if more else [*whole, held]:
+            query = raw.removesuffix(b"\r") if mark == b"\n" else raw
+            if query.strip():
+                yield os.fsdecode(query)
+        if not more:
+            return
+        held += more
 
 
 def search_batch(
@@ -75,6 +87,7 @@ def search_batch(
     Raises:
         VitembedError: If none could be answered for one reason: a wrong filter, another encoder.
     """
+    check_limits(k, where, min_score, unique)
     encoders = list[QueryEncoder]()
 
     def encoder() -> QueryEncoder:
@@ -89,11 +102,20 @@ def search_batch(
         resolved = [_resolved(collection, query, encoder) for query in chunk]
         good = [found for found in resolved if not isinstance(found, Failed)]
         if good and unique is None:
-            hits = _search_joint(collection, good, k, where, exact)
+            vectors, files = np.stack([vector for vector, _ in good]), [file for _, file in good]
+            hits = collection.search_many(vectors, k=k, where=where, exact=exact, files=files)
         else:
             hits = [
-                collection.search(vector, k=k, exclude_paths=own, where=where, unique=unique, exact=exact)
-                for vector, own in good
+                collection.search(
+                    vector,
+                    k=k,
+                    exclude_paths=file.paths,
+                    where=where,
+                    unique=unique,
+                    exact=exact,
+                    file=QueryFile(content_hash=file.content_hash),
+                )
+                for vector, file in good
             ]
         seconds = (time.perf_counter() - start) / len(chunk)
         answers = iter(hits)
@@ -106,26 +128,14 @@ def search_batch(
 
 def _resolved(
     collection: Collection, query: str, encoder: Callable[[], QueryEncoder]
-) -> tuple[np.ndarray, list[str]] | Failed:
+) -> tuple[np.ndarray, QueryFile] | Failed:
     try:
-        vectors, own_paths = resolve_queries(collection, [query], encoder)
-        return unit_rows(vectors)[0], own_paths[0]
+        vectors, files = resolve_queries(collection, [query], encoder)
+        return unit_rows(vectors)[0], files[0]
     except (BadImage, DataError) as error:
         return Failed(query, str(error))
-
-
-def _search_joint(
-    collection: Collection, queries: list[tuple[np.ndarray, list[str]]], k: int, where: str | None, exact: bool
-) -> list[Hits]:
-    """All in one pass over the vectors; a query's own image is dropped afterwards, so a few more are fetched."""
-    spare = max(len(own) for _, own in queries)
-    found = collection.search_many(np.stack([vector for vector, _ in queries]), k=k + spare, where=where, exact=exact)
-    results = []
-    for hits, (_, own) in zip(found, queries, strict=True):
-        others = [hit for hit in hits if hit.path not in own][:k]
-        ranked = [Hit(rank, hit.path, hit.score) for rank, hit in enumerate(others, start=1)]
-        results.append(Hits(ranked, recall=hits.recall))
-    return results
+    except OSError as error:
+        return Failed(query, f"{printable(query)}: {explain_os_error(error)}")
 
 
 def _result(query: str, hits: Hits, min_score: float | None, seconds: float, ground: Background) -> SearchResult:

@@ -4,6 +4,9 @@ The rule, which leaves no room for chains of likeness: all images are put in ord
 bytes, then oldest, then by path). Going down that order, an image that no earlier kept one is near to is kept; every
 other one joins the kept image it is most like. So each image of a group is a near-duplicate of the very image that is
 suggested to be kept, and two images that are alike only through a third never make a group.
+
+A file that has several names (links) is one image. Pairs whose bytes differ are compared as whole images too
+(``whole_image``), where a model that crops the middle cannot have seen them in full.
 """
 
 from __future__ import annotations
@@ -11,14 +14,16 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 
 from vitembed.collection.collection import Collection
 from vitembed.collection.finding.duplicates_bound import SAMPLE_ROWS, nearest_pairs, principal_axes, shorten
 from vitembed.collection.finding.facts import ImageFacts
+from vitembed.collection.finding.whole_image import are_alike, is_long, whole_image
+from vitembed.collection.same_file import link_rank
 from vitembed.collection.search import common_threshold
 from vitembed.errors import DataError
 
@@ -27,6 +32,10 @@ RULE = (
     "every image of a group has at least this cosine with the image to keep, which has the most pixels, "
     "then the most bytes, then is the oldest, then the first by path"
 )
+_ROUNDING = 1e-6
+"""What float32 sums of unit vectors differ by."""
+_MAX_COMPARED = 50
+"""Images of one group that a further one is compared with as a whole."""
 ROWS_AT_ONCE = 2_048
 """Two blocks of so many vectors and the cosines between them are in memory at a time: 20 MB at width 384."""
 
@@ -40,6 +49,26 @@ class Duplicate:
     """Cosine with the image to keep."""
     exact: bool
     """Whether the files are the same byte for byte."""
+    freed_bytes: int
+    """What deleting the file frees; 0 where it has hard links, as its content then stays."""
+
+
+@dataclass(frozen=True)
+class Link:
+    """Another name of a file of the group: not one more image."""
+
+    image: ImageFacts
+    to: str
+    """The name under which the file is in the group."""
+    kind: Literal["symbolic link", "linked folder", "hard link"]
+
+
+@dataclass(frozen=True)
+class LookAlike:
+    """Two images that reach the threshold and are no copies: they differ beside the middle that the encoder sees."""
+
+    paths: tuple[str, str]
+    score: float
 
 
 @dataclass(frozen=True)
@@ -51,6 +80,8 @@ class DuplicateGroup:
     """Why this one."""
     others: list[Duplicate]
     """Most alike first, then by path."""
+    links: list[Link] = field(default_factory=list)
+    """Other names of these files."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +91,12 @@ class Duplicates:
     groups: list[DuplicateGroup]
     """Largest first, then by path."""
     num_images: int
+    """Files; those with several names count once."""
     threshold: float | None
     """None: only files that are the same byte for byte."""
     notes: list[str]
+    look_alikes: list[LookAlike] = field(default_factory=list)
+    """Pairs that are alike in the middle alone."""
 
     @property
     def num_extra(self) -> int:
@@ -71,8 +105,8 @@ class Duplicates:
 
     @property
     def extra_bytes(self) -> int:
-        """Their size, as far as it is known."""
-        return sum(max(0, other.image.size) for group in self.groups for other in group.others)
+        """What deleting them frees, as far as it is known."""
+        return sum(other.freed_bytes for group in self.groups for other in group.others)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-safe; ``"groups": [{"keep": {...}, "reason": "...", "others": [{...}, ...]}, ...]``."""
@@ -87,12 +121,23 @@ class Duplicates:
                     "keep": _described(group.keep),
                     "reason": group.reason,
                     "others": [
-                        {**_described(other.image), "score": other.score, "exact": other.exact}
+                        {
+                            **_described(other.image),
+                            "score": other.score,
+                            "exact": other.exact,
+                            "freed_bytes": other.freed_bytes,
+                        }
                         for other in group.others
                     ],
+                    **(
+                        {"links": [{"path": x.image.path, "to": x.to, "kind": x.kind} for x in group.links]}
+                        if group.links
+                        else {}
+                    ),
                 }
                 for group in self.groups
             ],
+            "look_alikes": [{"paths": list(pair.paths), "score": pair.score} for pair in self.look_alikes],
         }
 
     def write_sheet(self, path: str | os.PathLike[str], *, max_groups: int = 200) -> None:
@@ -109,7 +154,8 @@ class Duplicates:
                 )
                 for other in group.others
             ]
-            rows.append(SheetRow(keep, others))
+            links = [SheetImage(each.image.path, [each.kind, f"to {each.to}", each.image.path]) for each in group.links]
+            rows.append(SheetRow(keep, [*others, *links]))
         left = len(self.groups) - len(rows)
         rule = "same bytes" if self.threshold is None else f"cosine of {self.threshold:g} or more with the one to keep"
         note = f"{len(self.groups):,} groups, {self.num_extra:,} images besides those to keep ({rule})"
@@ -146,19 +192,38 @@ def find_duplicates(
     if exact_only:
         keeper, scores = _same_bytes(facts)
     else:
-        keeper, scores = _near(collection, order, threshold, progress)
-    groups, num_stale = _groups(facts, keeper, scores)
+        keeper, scores = _near(collection, order, facts, min(threshold, 1 - _ROUNDING), progress)
+    work = _Groups(collection, facts, keeper, scores, None if exact_only else threshold)
+    groups = work.make()
     notes = []
-    if num_stale:
-        notes.append(f"{num_stale:,} images have changed or gone since they were indexed and are left out: index again")
+    if work.num_stale:
+        notes.append(
+            f"{work.num_stale:,} images have changed or gone since they were indexed and are left out: index again"
+        )
+    if work.num_links:
+        notes.append(f"{work.num_links:,} names are links to files that have another name here: not counted as images")
+    if work.look_alikes:
+        notes.append(
+            f"{len(work.look_alikes):,} pairs are alike in the middle that the encoder sees and differ beside it: no "
+            "copies, not counted (--json lists them)"
+        )
+    if work.num_unseen:
+        notes.append(
+            f"{work.num_unseen:,} pairs could not be compared as whole images, as there are no files: by vectors alone"
+        )
     if not exact_only and (warning := common_threshold(collection.background(), threshold)):
         notes.append(warning)
-    return Duplicates(groups, len(facts), None if exact_only else threshold, notes)
+    num_images = len(facts) - work.num_links
+    return Duplicates(groups, num_images, None if exact_only else threshold, notes, work.look_alikes)
 
 
 def _preference(image: ImageFacts) -> tuple[int, int, int, bytes]:
-    oldest = image.mtime_ns if image.mtime_ns >= 0 else 2**63
-    return -image.num_pixels, -image.size, oldest, os.fsencode(image.path)
+    return -image.num_pixels, -image.size, _age(image), os.fsencode(image.path)
+
+
+def _age(image: ImageFacts) -> int:
+    """The time in the file, to be compared; a file without one is the newest. Zero is what programs write for none."""
+    return 2**63 if image.mtime_ns in (-1, 0) else image.mtime_ns
 
 
 def _same_bytes(facts: Sequence[ImageFacts]) -> tuple[np.ndarray, np.ndarray]:
@@ -171,7 +236,11 @@ def _same_bytes(facts: Sequence[ImageFacts]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _near(
-    collection: Collection, order: Sequence[int], threshold: float, progress: Callable[[int, int], None] | None
+    collection: Collection,
+    order: Sequence[int],
+    facts: Sequence[ImageFacts],
+    threshold: float,
+    progress: Callable[[int, int], None] | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """For each image, in the order of preference, the one to keep (itself, if it is one) and the cosine with it."""
     num = len(order)
@@ -180,6 +249,9 @@ def _near(
     nearest = np.full(num, -1)
     with tempfile.TemporaryFile() as file, tempfile.TemporaryFile() as short_file:
         vectors = _ordered_vectors(collection, order, file)
+        for place, first in enumerate(_same_bytes(facts)[0].tolist()):
+            if first != place:  # the same bytes: embedded in another batch the vector may differ in its last digits
+                vectors[place] = vectors[first]
         short = _shortened(vectors, short_file)
         for start in range(0, num, ROWS_AT_ONCE):
             block = np.asarray(vectors[start : start + ROWS_AT_ONCE])
@@ -245,50 +317,170 @@ def _ordered_vectors(collection: Collection, order: Sequence[int], file: Any) ->
     for ids, chunk in collection.vector_chunks():
         if done + len(ids) > len(order):
             raise DataError("the collection has changed meanwhile: run the command again")
-        # Stored rounded, so not quite of length 1: a copy would not reach a threshold of 1.
-        vectors[place_of[done : done + len(ids)]] = chunk / np.linalg.norm(chunk, axis=1, keepdims=True)
+        vectors[place_of[done : done + len(ids)]] = chunk
         done += len(ids)
     if done != len(order):
         raise DataError("the collection has changed meanwhile: run the command again")
     return vectors
 
 
-def _groups(facts: Sequence[ImageFacts], keeper: np.ndarray, scores: np.ndarray) -> tuple[list[DuplicateGroup], int]:
-    members: dict[int, list[int]] = {}
-    for place in np.flatnonzero(keeper != np.arange(len(facts))).tolist():
-        members.setdefault(int(keeper[place]), []).append(place)
-    groups, stale = list[DuplicateGroup](), 0
-    for leader, places in members.items():
-        fresh = [place for place in places if _is_fresh(facts[place])]
-        stale += len(places) - len(fresh)
-        if not _is_fresh(facts[leader]):
-            stale += 1
-            continue
-        keep = facts[leader]
-        others = [
-            Duplicate(
-                facts[place],
-                float(min(1.0, scores[place])),
-                keep.content_hash is not None and facts[place].content_hash == keep.content_hash,
-            )
-            for place in fresh
-        ]
-        if others:
-            others.sort(key=lambda other: (not other.exact, -other.score, os.fsencode(other.image.path)))
-            groups.append(DuplicateGroup(keep, _reason(keep, [other.image for other in others]), others))
-    groups.sort(key=lambda group: (-len(group.others), os.fsencode(group.keep.path)))
-    return groups, stale
+@dataclass(frozen=True)
+class _File:
+    """A file of a group, with all its names in the collection."""
+
+    places: list[int]
+    """Of its names, the file's own path before links to it."""
+    rank: int
+    """``link_rank`` of the first name."""
+    num_links: int
+    """Hard links that the file system counts; 0: not known."""
 
 
-def _is_fresh(image: ImageFacts) -> bool:
-    """Whether the file is still the one that was indexed; of a vector from elsewhere nobody can tell."""
-    if image.external or image.size < 0:
-        return True
+class _Groups:
+    """From images with the one to keep to groups of files that are copies."""
+
+    def __init__(
+        self,
+        collection: Collection,
+        facts: Sequence[ImageFacts],
+        keeper: np.ndarray,
+        scores: np.ndarray,
+        threshold: float | None,
+    ) -> None:
+        self._collection = collection
+        self._facts = facts
+        self._keeper = keeper
+        self._scores = scores
+        self._threshold = threshold
+        self.num_stale = self.num_links = self.num_unseen = 0
+        self.look_alikes = list[LookAlike]()
+
+    def make(self) -> list[DuplicateGroup]:
+        members: dict[int, list[int]] = {}
+        for place in np.flatnonzero(self._keeper != np.arange(len(self._facts))).tolist():
+            members.setdefault(int(self._keeper[place]), []).append(place)
+        groups = list[DuplicateGroup]()
+        for leader, places in members.items():
+            files = self._files([leader, *places])
+            if not files or leader not in files[0].places:
+                self.num_stale += int(not any(leader in file.places for file in files))
+                continue
+            groups += self._copies(files)
+        groups.sort(key=lambda group: (-len(group.others), os.fsencode(group.keep.path)))
+        return groups
+
+    def _files(self, places: Sequence[int]) -> list[_File]:
+        """The files behind the names, in the order of preference; names whose file has changed or gone are left out."""
+        names: dict[object, list[int]] = {}
+        hard_links = dict[object, int]()
+        for place in places:
+            image = self._facts[place]
+            status = None if image.external or image.size < 0 else _status(image.path)
+            if not (image.external or image.size < 0) and (
+                status is None or (status.st_size, status.st_mtime_ns) != (image.size, image.mtime_ns)
+            ):
+                self.num_stale += place != places[0]
+                continue
+            key: object = place if status is None or not status.st_ino else (status.st_dev, status.st_ino)
+            names.setdefault(key, []).append(place)
+            hard_links[key] = 0 if status is None else status.st_nlink
+        files = []
+        for key, same in names.items():
+            ranks = {place: 0 if self._facts[place].external else link_rank(self._facts[place].path) for place in same}
+            same.sort(key=lambda place: (ranks[place], os.fsencode(self._facts[place].path)))
+            files.append(_File(same, ranks[same[0]], hard_links[key]))
+            self.num_links += len(same) - 1
+        return files
+
+    def _copies(self, files: Sequence[_File]) -> list[DuplicateGroup]:
+        """Groups in which all are copies of the one to keep; mostly one."""
+        kept: list[tuple[_File, list[tuple[_File, float]]]] = [(files[0], [])]
+        pictures = dict[int, np.ndarray | None]()
+        for file in files[1:]:
+            best: tuple[float, int] | None = None
+            for number, (leader, others) in enumerate(kept[:_MAX_COMPARED]):
+                score = self._score(leader, file)
+                if score is None:
+                    continue
+                if self._is_copy(leader, file, pictures):
+                    others.append((file, score))
+                    break
+                best = best or (score, number)
+            else:
+                if best is not None:
+                    paths = self._first(kept[best[1]][0]).path, self._first(file).path
+                    self.look_alikes.append(LookAlike(paths, best[0]))
+                kept.append((file, []))
+        groups = [self._group(leader, others) for leader, others in kept if others]
+        return [group for group in groups if group.others]
+
+    def _score(self, leader: _File, file: _File) -> float | None:
+        """The cosine of two files, if it reaches the threshold."""
+        if self._is_same(leader, file):
+            return 1.0
+        for place in file.places:
+            if int(self._keeper[place]) in leader.places:
+                return float(min(1.0, self._scores[place]))
+        first, second = (self._collection.vector(self._first(each).path) for each in (leader, file))
+        if first is None or second is None or self._threshold is None:
+            return None
+        score = min(1.0, float(first @ second))
+        return score if score >= self._threshold else None
+
+    def _is_copy(self, leader: _File, file: _File, pictures: dict[int, np.ndarray | None]) -> bool:
+        if self._is_same(leader, file):
+            return True
+        first, second = self._first(leader), self._first(file)
+        if first.external or second.external or min(first.size, second.size) < 0:
+            self.num_unseen += 1
+            return True
+        if not is_long(first.width, first.height) and not is_long(second.width, second.height):
+            return True
+        for each in (leader, file):
+            if each.places[0] not in pictures:
+                pictures[each.places[0]] = whole_image(self._first(each).path)
+        left, right = pictures[leader.places[0]], pictures[file.places[0]]
+        return left is not None and right is not None and are_alike(left, right)
+
+    def _group(self, leader: _File, others: Sequence[tuple[_File, float]]) -> DuplicateGroup:
+        # Of equal content rather the original than a link to a file elsewhere.
+        originals = [file for file, _ in others if file.rank < leader.rank and self._is_same(leader, file)]
+        if originals:
+            best = min(originals, key=lambda file: file.rank)
+            others = [(leader if file is best else file, score) for file, score in others]
+            leader = best
+        keep = self._first(leader)
+        extra, links = list[Duplicate](), self._links(leader)
+        for file, score in others:
+            image = self._first(file)
+            if file.rank == 2:  # all its names are symbolic links, to a file that is not in the collection
+                links.append(Link(image, os.path.realpath(image.path), "symbolic link"))
+                continue
+            freed = max(0, image.size) if file.num_links <= 1 else 0
+            extra.append(Duplicate(image, score, self._is_same(leader, file), freed))
+            links += self._links(file)
+        extra.sort(key=lambda other: (not other.exact, -other.score, os.fsencode(other.image.path)))
+        return DuplicateGroup(keep, _reason(keep, [other.image for other in extra]), extra, links)
+
+    def _links(self, file: _File) -> list[Link]:
+        first, *rest = (self._facts[place] for place in file.places)
+        kinds: tuple[Literal["hard link", "linked folder", "symbolic link"], ...]
+        kinds = ("hard link", "linked folder", "symbolic link")
+        return [Link(image, first.path, kinds[link_rank(image.path)]) for image in rest]
+
+    def _is_same(self, leader: _File, file: _File) -> bool:
+        content = self._first(leader).content_hash
+        return content is not None and content == self._first(file).content_hash
+
+    def _first(self, file: _File) -> ImageFacts:
+        return self._facts[file.places[0]]
+
+
+def _status(path: str) -> os.stat_result | None:
     try:
-        status = os.stat(image.path)  # noqa: PTH116  # paths stay strings: names that are not UTF-8
+        return os.stat(path)  # noqa: PTH116  # paths stay strings: names that are not UTF-8
     except (OSError, ValueError):
-        return False
-    return (status.st_size, status.st_mtime_ns) == (image.size, image.mtime_ns)
+        return None
 
 
 def _reason(keep: ImageFacts, others: Sequence[ImageFacts]) -> str:
@@ -299,7 +491,7 @@ def _reason(keep: ImageFacts, others: Sequence[ImageFacts]) -> str:
     if all(keep.size > other.size for other in same):
         return "most bytes"
     same = [other for other in same if other.size == keep.size]
-    if all(keep.mtime_ns < other.mtime_ns or other.mtime_ns < 0 for other in same) and keep.mtime_ns >= 0:
+    if all(_age(keep) < _age(other) for other in same):
         return "oldest"
     return "first by path"
 

@@ -72,9 +72,13 @@ def make_map(
         seed: For sample, k-means and UMAP.
 
     Raises:
-        DataError: If there are fewer than three images.
+        DataError: If there are fewer than three images, or a number is too small.
         ConfigError: If UMAP is asked for and not installed.
     """
+    if num_clusters is not None and num_clusters < 1:
+        raise DataError(f"num_clusters is {num_clusters}, expected at least 1")
+    if max_points < 3:
+        raise DataError(f"max_points is {max_points}, expected at least 3")
     paths, vectors, num_images = _vectors(collection, where, max_points, seed)
     if len(paths) < 3:
         raise DataError(f"{len(paths)} images to lay out: a map needs three at least")

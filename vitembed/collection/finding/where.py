@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from vitembed.collection.finding.where_values import Interval, parse_number, parse_time
+from vitembed.collection.finding.where_values import TimeSpan, parse_number, parse_time
 from vitembed.collection.finding.where_values import parse_text as text_bytes
 from vitembed.errors import DataError, printable
 
@@ -229,6 +229,8 @@ class _Parser:
         text = _unquoted(token)
         if FIELDS[field] == TIME:
             span = self._read(token, lambda: parse_time(text, self._now))
+            if span.is_age and sign in ("=", "!="):
+                self._fail(token, f"an age goes with > (newer) and < (older), as in {field} > -7d")
             return lambda columns: _in_time(columns[field], sign, span)
         value: int | bytes
         if FIELDS[field] == NUMBER:
@@ -281,12 +283,13 @@ def _compare(column: Clause, sign: str, value: int | bytes) -> Clause:
     return _applied(column, f"{sign} {'CAST(? AS TEXT)' if isinstance(value, bytes) else '?'}", value)
 
 
-def _in_time(column: Clause, sign: str, span: Interval) -> Clause:
-    """A day is 24 hours long: = means within it, > after its end, < before its start."""
-    start, end = span
+def _in_time(column: Clause, sign: str, span: TimeSpan) -> Clause:
+    """Compare as people read it: = is within the span, > after its end, < before its start; an age is a moment."""
     if sign == "=":
-        return _joined(" AND ", [_applied(column, ">= ?", start), _applied(column, "< ?", end)])
+        return _joined(" AND ", [_applied(column, ">= ?", span.start), _applied(column, "< ?", span.end)])
     if sign == "!=":
-        return _joined(" OR ", [_applied(column, "< ?", start), _applied(column, ">= ?", end)])
-    border, moment = {"<": ("<", start), "<=": ("<", end), ">": (">=", end), ">=": (">=", start)}[sign]
+        return _joined(" OR ", [_applied(column, "< ?", span.start), _applied(column, ">= ?", span.end)])
+    border, moment = {
+        "<": ("<", span.start), "<=": ("<", span.end), ">": (">=", span.end), ">=": (">=", span.start),
+    }[sign]  # fmt: skip
     return _applied(column, f"{border} ?", moment)

@@ -6,14 +6,24 @@ import os
 import re
 from datetime import datetime, timedelta
 from decimal import Decimal
+from typing import NamedTuple
 
-Interval = tuple[int, int]
-"""Nanoseconds since the epoch: from the first, up to but without the second."""
 
+class TimeSpan(NamedTuple):
+    """Nanoseconds since the epoch, within what SQLite can count."""
+
+    start: int
+    end: int
+    """The first one that is no longer in it."""
+    is_age: bool = False
+    """Written as an age: a moment, so both are the same."""
+
+
+MAX_TIME = 2**63 - 1  # 1677 to 2262: times beyond are those of the border
 MAX_NUMBER = 2**62  # SQLite's integers end at 2**63
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 _NUMBER = re.compile(r"(\d{1,18}(?:\.\d{1,9})?)([kmgt]?i?)b?", re.IGNORECASE)
-_AGE = re.compile(r"-(\d{1,5})([hdw])")
+_AGE = re.compile(r"-(\d{1,5})([hdw])", re.IGNORECASE)
 _TIME = re.compile(r"(\d{4})(?:-(\d\d))?(?:-(\d\d))?(?:[T ](\d\d):(\d\d)(?::(\d\d))?)?")
 _HOURS = {"h": 1, "d": 24, "w": 7 * 24}
 
@@ -31,8 +41,10 @@ def parse_number(text: str) -> int:
     return value
 
 
-def parse_time(text: str, now: float) -> Interval:
-    """A year, month, day, minute or second of local time; or ``-7d``: as long ago, up to now.
+def parse_time(text: str, now: float) -> TimeSpan:
+    """A year, month, day, minute or second of local time; or an age, ``-7d``: the moment so long ago.
+
+    A day is as long as the local clock makes it: 23 or 25 hours where the time changes.
 
     Raises:
         ValueError: If it is something else.
@@ -40,24 +52,29 @@ def parse_time(text: str, now: float) -> Interval:
     problem = "expected a time such as 2024, 2024-05, 2024-05-31, 2024-05-31T18:30, or an age: -12h, -7d, -4w"
     age = _AGE.fullmatch(text)
     if age is not None:
-        return int((now - 3600 * int(age[1]) * _HOURS[age[2]]) * 1e9), int(now * 1e9)
+        moment = _nanoseconds(now - 3600 * int(age[1]) * _HOURS[age[2].lower()])
+        return TimeSpan(moment, moment, is_age=True)
     match = _TIME.fullmatch(text)
     if match is None or (match[4] is not None and match[3] is None):
         raise ValueError(problem)
     year, month, day, hour, minute, second = (None if part is None else int(part) for part in match.groups())
     try:
         start = datetime(year or 0, month or 1, day or 1, hour or 0, minute or 0, second or 0)
-        if month is None:
-            end = datetime(start.year + 1, 1, 1)
-        elif day is None:
-            end = datetime(start.year + month // 12, month % 12 + 1, 1)
-        elif hour is None:
-            end = start + timedelta(days=1)
+        if hour is not None:
+            end = start.timestamp() + (60 if second is None else 1)
+        elif day is not None:
+            end = (start + timedelta(days=1)).timestamp()
+        elif month is not None:
+            end = datetime(start.year + month // 12, month % 12 + 1, 1).timestamp()
         else:
-            end = start + (timedelta(minutes=1) if second is None else timedelta(seconds=1))
-        return int(start.timestamp()) * 10**9, int(end.timestamp()) * 10**9
+            end = datetime(start.year + 1, 1, 1).timestamp()
+        return TimeSpan(_nanoseconds(start.timestamp()), _nanoseconds(end))
     except (ValueError, OverflowError, OSError):  # the 31st of June, or before what the system can count
         raise ValueError(problem) from None
+
+
+def _nanoseconds(seconds: float) -> int:
+    return max(-MAX_TIME, min(MAX_TIME, int(seconds * 1000) * 10**6))
 
 
 def parse_text(text: str) -> bytes:
