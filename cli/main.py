@@ -29,6 +29,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 COMMANDS = (
     "pretrain",
     "index",
+    "forget",
     "search",
     "dupes",
     "map",

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 Images = Annotated[
     list[str],
     typer.Argument(
-        metavar="IMAGES...", help="Folders (with all below them), image files, or @FILE with one path a line."
+        metavar="IMAGES...",
+        help="Folders (with all below them), image files, or @FILE with one path a line, from the current folder.",
     ),
 ]
 ModelOption = Annotated[

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from vitembed.collection.catalog import CATALOG_FILE, VECTOR_TYPES, AbsentError, Catalog
 from vitembed.collection.external import take_vectors, unit_vectors
 from vitembed.collection.founding import create_catalog, default_root, has_catalog
+from vitembed.collection.lost import Above
 from vitembed.collection.plan import Plan, make_plan
 from vitembed.collection.readable import Readable
 from vitembed.collection.update import (
@@ -27,7 +28,7 @@ from vitembed.collection.update import (
 )
 from vitembed.embeddings import Embeddings
 from vitembed.errors import BadImage, CollectionError, DataError, MismatchError, printable
-from vitembed.images.source import walk
+from vitembed.images.source import absolute_path, missing_error, walk
 from vitembed.lock import exclusive
 
 if TYPE_CHECKING:
@@ -131,12 +132,15 @@ class Collection(Readable):
         num_workers: int | None = None,
         follow_symlinks: bool = False,
         retry_bad: bool = False,
+        prune: bool = False,
         progress: Callable[[UpdateProgress], None] | None = None,
     ) -> UpdateReport:
         """Bring the vectors of ``inputs`` up to date. Costs stat calls alone where nothing has changed.
 
-        New and changed images are embedded. A file that was moved or copied keeps its vector, known by content. Rows
-        of files below ``inputs`` that are gone are deleted. Unreadable images are recorded with the reason and tried
+        New and changed images are embedded. A file that was moved or copied keeps its vector, known by content, as
+        does one that comes back before ``vacuum``. Rows of files below ``inputs`` that are gone are deleted, unless an
+        input or a folder that was indexed before is gone, wholly or mostly: these are kept as offline and reported
+        (``lost.py``). An input that is missing stops nothing. Unreadable images are recorded with the reason and tried
         again when their file changes. At least every 1,000 images or 30 seconds all is committed: a killed update
         loses no more than that, and the same call goes on from there.
 
@@ -147,19 +151,20 @@ class Collection(Readable):
             num_workers: Threads that decode; by default the encoder's own choice.
             follow_symlinks: Enter linked folders.
             retry_bad: Try all bad images again.
+            prune: Delete the rows of files that are gone in any case.
             progress: Called after each batch.
 
         Raises:
             MismatchError: If the encoder is another one.
             CollectionError: If another process is writing.
-            DataError: If an input does not exist.
+            DataError: If no input exists and nothing is known of any, or one is neither a file nor a folder.
         """
         start = time.perf_counter()
         self._refuse_others(encoder.fingerprint, encoder.embed_dim)
         with exclusive(self.directory / LOCK_FILE, CollectionError, announce=False):
             pass  # another writer is met before the folders are walked, not after
         inputs = [inputs] if isinstance(inputs, (str, os.PathLike)) else list(inputs)
-        plan, state = self._plan(inputs, follow_symlinks, retry_bad)
+        plan, state = self._plan(inputs, follow_symlinks, retry_bad, prune)
         bad, embed_seconds, model_share = [error for _, error in plan.bad], 0.0, 0.0
         more_bad = list[BadImage]()
         if plan.embed or plan.changes_catalog():
@@ -168,7 +173,7 @@ class Collection(Readable):
                     self._catalog.check_same()
                     is_current = self._catalog.state() == state
                 if not is_current:  # somebody wrote between the look and the lock
-                    plan, _ = self._plan(inputs, follow_symlinks, retry_bad)
+                    plan, _ = self._plan(inputs, follow_symlinks, retry_bad, prune)
                     bad = [error for _, error in plan.bad]
                 record_plan(self._catalog, plan)
                 if plan.embed:
@@ -179,13 +184,23 @@ class Collection(Readable):
         return report_plan(plan, bad, more_bad, time.perf_counter() - start, embed_seconds, model_share)
 
     def _plan(
-        self, inputs: Sequence[str | os.PathLike[str]], follow_symlinks: bool, retry_bad: bool
+        self, inputs: Sequence[str | os.PathLike[str]], follow_symlinks: bool, retry_bad: bool, prune: bool
     ) -> tuple[Plan, str]:
         """What there is to do, and the state of the catalogue for which that holds."""
-        entries, unreadable = walk(inputs, follow_symlinks=follow_symlinks)
+        walked = walk(inputs, follow_symlinks=follow_symlinks, missing_ok=True)
         with self._catalog.read():
             self._catalog.check_same()
-            plan = make_plan(self._catalog.rows(), entries, unreadable, inputs, retry_bad=retry_bad)
+            plan = make_plan(
+                self._catalog.rows(),
+                walked,
+                roots=self._catalog.roots(),
+                gone_sizes=self._catalog.gone_sizes(),
+                is_kept=lambda content_hash: self._catalog.gone_vector(content_hash) is not None,
+                retry_bad=retry_bad,
+                prune=prune,
+            )
+            if plan.missing and not walked.lists and {error.path for error in plan.missing} >= set(walked.inputs):
+                raise missing_error(plan.missing)
             return plan, self._catalog.state()
 
     def update_from(self, embeddings: Embeddings) -> UpdateReport:
@@ -268,8 +283,47 @@ class Collection(Readable):
             self._nearest.publish()
         return len(rows)
 
+    def forget(self, paths: Sequence[str | os.PathLike[str]]) -> dict[str, int]:
+        """Forget everything below folders, single images or external ids, in one transaction; no file is touched.
+
+        What is still on disk comes back with the next ``update`` of its folder, without being embedded again: its
+        vectors are kept by content until ``vacuum``.
+
+        Args:
+            paths: Of folders, also of those that are gone, or images; or external ids.
+
+        Returns:
+            For each path, absolute unless it is an external id, how many images with a vector were forgotten; those
+            that the collection does not know are left out.
+
+        Raises:
+            CollectionError: If another process is writing.
+        """
+        names = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+        wanted = {absolute_path(name): os.fsdecode(name) for name in names}
+        with exclusive(self.directory / LOCK_FILE, CollectionError):
+            with self._catalog.write():
+                self._catalog.check_same()
+                above = Above(wanted.keys())
+                ids, counts, external = list[int](), dict[str, int](), set(wanted.values())
+                for row in self._catalog.rows():
+                    chain = ((row.path,) if row.path in external else ()) if row.external else above(row.path)
+                    if chain:
+                        ids.append(row.id)
+                        counts[chain[0]] = counts.get(chain[0], 0) + (row.status == "ok")
+                self._catalog.delete(ids)
+                roots = [root for root in self._catalog.roots() if above(root)]
+                if roots:
+                    self._catalog.set_roots({}, roots)
+            if ids:
+                self._nearest.publish()
+        return {name: counts[name] for name in sorted(counts)}
+
     def vacuum(self) -> None:
-        """Give the space of deleted and changed images back to the disk.
+        """Give the space of deleted and changed images back to the disk, and let go of their vectors.
+
+        Until then the vectors of files that are gone are kept by content, so that what comes back, also under another
+        name, is not embedded again. No search finds them.
 
         Raises:
             CollectionError: If another process is writing, or the disk has no room for the copy that SQLite makes.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +19,8 @@ class Hit:
     """Cosine with the query: rises with nearness, 1 at most (up to float16 rounding)."""
     num_alike: int = 0
     """Worse results that were hidden as near-duplicates of this one (``unique``)."""
+    missing: bool = False
+    """Whether the file is not there now: deleted since the last update, or on a drive that is away."""
 
 
 class Hits(list[Hit]):
@@ -33,6 +36,16 @@ class Hits(list[Hit]):
         """Whether every vector was compared."""
         return self.recall is None
 
+    def looked_up(self) -> Hits:
+        """With ``missing`` as it is at this moment: one stat call for each result that is a file."""
+        return Hits([_looked_up(hit) for hit in self], recall=self.recall)
+
     def at_least(self, min_score: float | None) -> Hits:
         """Those that reach a score; all without one."""
         return Hits([hit for hit in self if min_score is None or hit.score >= min_score], recall=self.recall)
+
+
+def _looked_up(hit: Hit) -> Hit:
+    # A name that is no absolute path came with a vector from elsewhere and stands for no file.
+    is_missing = os.path.isabs(hit.path) and not os.path.exists(hit.path)  # noqa: PTH110, PTH117
+    return replace(hit, missing=True) if is_missing else hit

@@ -5,7 +5,9 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,23 @@ from vitembed.collection.finding.background import Background, background
 from vitembed.collection.finding.facts import ImageFacts, image_facts, matching_ids, num_unknown
 from vitembed.collection.finding.where import parse_where
 from vitembed.collection.hits import Hits
+from vitembed.collection.lost import Above
 from vitembed.collection.nearest import Nearest
 from vitembed.embeddings import Embeddings, unit_rows
 from vitembed.errors import DataError
+from vitembed.images.source import is_mount
+
+
+@dataclass(frozen=True)
+class Root:
+    """A folder that was indexed."""
+
+    path: str
+    """Absolute."""
+    num_images: int
+    """With a vector, at any depth below."""
+    is_offline: bool
+    """Whether the folder is not there now, or was a drive or share and is not mounted."""
 
 
 class Readable:
@@ -98,7 +114,7 @@ class Readable:
         filter_ = None if where is None else parse_where(where)
         unit = unit_rows(unit_rows(vectors).mean(axis=0, keepdims=True))
         (hits,) = self._nearest.search(unit, k, exclude_paths, where=filter_, unique=unique, exact=exact)
-        return hits.at_least(min_score)
+        return hits.at_least(min_score).looked_up()
 
     def search_many(
         self,
@@ -112,7 +128,8 @@ class Readable:
         """The same for each row of ``queries`` ``[q, d]`` on its own."""
         self._check_width(np.asarray(queries))
         filter_ = None if where is None else parse_where(where)
-        return self._nearest.search(unit_rows(queries), k, exclude_paths, where=filter_, exact=exact)
+        found = self._nearest.search(unit_rows(queries), k, exclude_paths, where=filter_, exact=exact)
+        return [hits.looked_up() for hits in found]
 
     def background(self) -> Background:
         """How alike pairs of different images here are: what tells a high score from an ordinary one."""
@@ -179,6 +196,15 @@ class Readable:
         with self._catalog.read():
             return sorted(row.path for row in self._catalog.rows() if row.status == "ok")
 
+    def roots(self) -> list[Root]:
+        """Folders that were indexed, and mount points below them, sorted; with how many images are below each."""
+        with self._catalog.read():
+            known = self._catalog.roots()
+            paths = [row.path for row in self._catalog.rows() if row.status == "ok" and not row.external]
+        above = Above(known.keys())
+        counts = Counter(root for path in paths for root in above(path))
+        return [Root(path, counts[path], _is_away(path, known[path])) for path in sorted(known)]
+
     def bad(self) -> list[tuple[str, str]]:
         """Path and reason of all images that could not be embedded, sorted."""
         with self._catalog.read():
@@ -203,3 +229,7 @@ class Readable:
                 f"the collection holds {self.dim}-d vectors, the query has shape {list(vectors.shape)}: "
                 "was it embedded with another encoder?"
             )
+
+
+def _is_away(path: str, was_mount: bool) -> bool:
+    return not os.path.exists(path) or (was_mount and not is_mount(path))  # noqa: PTH110

@@ -18,6 +18,8 @@ from vitembed.collection.query import Query, QueryEncoder, query_vector
 
 UNIQUE_THRESHOLD = 0.98
 """Cosine from which two images count as near-duplicates, where nothing else is asked for."""
+MISSING = " (file is missing)"
+"""Marks a result whose file is not there now."""
 COMMON_PERCENT = 0.1
 """Share of unrelated pairs, in per cent, from which a threshold is too low to tell duplicates."""
 
@@ -51,7 +53,7 @@ class SearchResult:
 
         Each result also has its ``percentile`` where the collection holds two images or more. With ``exclude`` there
         is ``"not": [...]`` as well, with a crop ``"crop": "X,Y,W,H"``, where ``exact`` is false ``"recall"``, and a
-        result that hides near-duplicates has ``"num_alike"``. Paths that are not UTF-8 hold lone surrogates, which
+        result that hides near-duplicates has ``"num_alike"``, one whose file is not there now ``"missing": true``. Paths that are not UTF-8 hold lone surrogates, which
         ``json.dumps`` escapes by default.
         """
         excluded = {"not": self.exclude} if self.exclude else {}
@@ -73,6 +75,7 @@ class SearchResult:
             "score": hit.score,
             **({} if percentile is None else {"percentile": round(percentile, 4)}),
             **({"num_alike": hit.num_alike} if hit.num_alike else {}),
+            **({"missing": True} if hit.missing else {}),
         }
 
     def write_sheet(self, path: str | os.PathLike[str]) -> None:
@@ -99,7 +102,7 @@ class SearchResult:
     def _headline(self, hit: Hit) -> str:
         percentile = self.percentile(hit)
         above = "" if percentile is None else f", above {shown_percent(percentile)} % of pairs"
-        return f"{hit.rank}. {hit.score:.4f}{above}{f', {hit.num_alike} alike' if hit.num_alike else ''}"
+        return f"{hit.rank}. {hit.score:.4f}{above}{f', {hit.num_alike} alike' if hit.num_alike else ''}{MISSING if hit.missing else ''}"
 
 
 def search(

@@ -8,13 +8,13 @@ import itertools
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from vitembed.collection.collection import Collection
 from vitembed.collection.finding.background import Background
-from vitembed.collection.hits import Hit, Hits
+from vitembed.collection.hits import Hits
 from vitembed.collection.query import QueryEncoder, resolve_queries
 from vitembed.collection.search import SearchResult
 from vitembed.embeddings import unit_rows
@@ -123,7 +123,7 @@ def _search_joint(
     results = []
     for hits, (_, own) in zip(found, queries, strict=True):
         others = [hit for hit in hits if hit.path not in own][:k]
-        ranked = [Hit(rank, hit.path, hit.score) for rank, hit in enumerate(others, start=1)]
+        ranked = [replace(hit, rank=rank) for rank, hit in enumerate(others, start=1)]
         results.append(Hits(ranked, recall=hits.recall))
     return results
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from vitembed.collection.collection import Collection
+from vitembed.collection.external import stat_of
 from vitembed.collection.finding.duplicates_bound import SAMPLE_ROWS, nearest_pairs, principal_axes, shorten
 from vitembed.collection.finding.facts import ImageFacts
 from vitembed.collection.search import common_threshold
@@ -284,11 +285,7 @@ def _is_fresh(image: ImageFacts) -> bool:
     """Whether the file is still the one that was indexed; of a vector from elsewhere nobody can tell."""
     if image.external or image.size < 0:
         return True
-    try:
-        status = os.stat(image.path)  # noqa: PTH116  # paths stay strings: names that are not UTF-8
-    except (OSError, ValueError):
-        return False
-    return (status.st_size, status.st_mtime_ns) == (image.size, image.mtime_ns)
+    return stat_of(image.path) == (image.size, image.mtime_ns)
 
 
 def _reason(keep: ImageFacts, others: Sequence[ImageFacts]) -> str:
