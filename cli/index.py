@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitembed.errors import DataError, printable
+from vitembed.errors import DataError, VitembedError, printable
 from vitembed.workspace import find_workspace
 
 from .encoders import index_encoder, index_facts, note_model
@@ -33,7 +35,11 @@ def index(
     model: ModelOption = None,
     speed: SpeedOption = None,
     rebuild: Annotated[
-        bool, typer.Option("--rebuild", help="Empty the index first, as after training a new model.")
+        bool,
+        typer.Option(
+            "--rebuild",
+            help="Make the index anew, as after training a new model; the old one stays until the new one is whole.",
+        ),
     ] = False,
     float32: Annotated[
         bool, typer.Option("--float32", help="Store vectors in full, in twice the space; for a new index.")
@@ -106,7 +112,7 @@ def index(
         vector_type="float32" if float32 else None,
         rebuild=rebuild,
     ) as collection:
-        with progress_bar("embedding") as advance:
+        with discarded_on_failure(collection), progress_bar("embedding") as advance:
             done = collection.update(
                 encoder, images, prune=prune, progress=lambda now: advance(now.done, now.total, _speed(now))
             )
@@ -127,6 +133,17 @@ def index(
         raise DataError(f"no readable image in {', '.join(map(shown, images))}")
 
 
+@contextmanager
+def discarded_on_failure(collection: Collection) -> Iterator[None]:
+    """Leave no collection behind that is bound to a model which could embed nothing."""
+    try:
+        yield
+    except BaseException:
+        with suppress(VitembedError):
+            collection.discard_if_empty()
+        raise
+
+
 def _index_vectors(file: Path, rebuild: bool, float32: bool, asked: dict[str, Any], workspace: Path | None) -> None:
     from vitembed.collection.collection import Collection
     from vitembed.embeddings import Embeddings
@@ -141,7 +158,9 @@ def _index_vectors(file: Path, rebuild: bool, float32: bool, asked: dict[str, An
         vector_type="float32" if float32 else None,
         rebuild=rebuild,
     ) as collection:
-        _say_report(collection, collection.update_from(embeddings))
+        with discarded_on_failure(collection):
+            done = collection.update_from(embeddings)
+        _say_report(collection, done)
         _approximate(collection, asked)
 
 
@@ -191,6 +210,8 @@ def _say_report(collection: Collection, done: UpdateReport) -> None:
         ("index", f"{shown(collection.directory)} ({len(collection):,} images)"),
         ("this run", ", ".join([f"{getattr(done, name):,} {name}" for name in counts] + _offline(done))),
     ]
+    if done.num_left_out:
+        facts.append(("rebuilt", f"{done.num_left_out:,} images of the old index are not in the new one"))
     if done.num_links:
         links = (
             "1 image is a link to a file" if done.num_links == 1 else f"{done.num_links:,} images are links to files"

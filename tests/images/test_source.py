@@ -37,7 +37,7 @@ def test_content_decides_not_the_suffix(tmp_path):
     (tmp_path / "empty.txt").touch()
     found = find_images([tmp_path])
     assert names(tmp_path, found.refs) == ["a.txt", "b", "c.jpg"]
-    assert [(os.path.basename(bad.path), bad.reason) for bad in found.bad] == [
+    assert [(os.path.basename(bad.path), bad.reason.replace(f"{tmp_path}/", "")) for bad in found.bad] == [
         ("d.jpg", "not an image"),
         ("e.png", "zero bytes"),
     ]
@@ -74,7 +74,8 @@ def test_relative_inputs_become_absolute(tmp_path, monkeypatch):
 def test_walk_tells_what_stat_tells(tmp_path):
     path = write_image(tmp_path / "a.png")
     os.utime(path, ns=(1, 1_234_567_890_123_456_789))
-    (entry,), bad = walk([tmp_path])
+    found = walk([tmp_path])
+    (entry,), bad = found.entries, found.bad
     assert (entry.path, entry.size, entry.mtime_ns) == (str(path), path.stat().st_size, path.stat().st_mtime_ns)
     assert bad == []
 
@@ -89,7 +90,8 @@ def test_folders_of_other_programs_are_skipped_unless_named(tmp_path):
     assert len(find_images([tmp_path / "._a.png"]).refs) == 1
 
 
-def test_list_file(tmp_path):
+def test_list_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     write_image(tmp_path / "pictures" / "a.png")
     write_image(tmp_path / "pictures" / "b c .png")
     write_image(tmp_path / "elsewhere" / "d.png")
@@ -98,17 +100,23 @@ def test_list_file(tmp_path):
         "# a comment",
         "",
         "  ",
-        "a.png",
-        "b c .png\r",
+        "pictures/a.png",
+        "./pictures/b c .png\r",
         str(tmp_path / "elsewhere"),
         "gone.png",
-        "text.txt",
-        "a.png",
+        "b c .png",
+        "pictures/text.txt",
+        "pictures/a.png",
     ]
     (tmp_path / "pictures" / "list.txt").write_bytes(b"\xef\xbb\xbf" + "\n".join(lines).encode())
-    found = find_images([f"@{tmp_path / 'pictures' / 'list.txt'}"])
+    found = find_images(["@pictures/list.txt"])
     assert names(tmp_path, found.refs) == ["elsewhere/d.png", "pictures/a.png", "pictures/b c .png"]
-    assert [(os.path.basename(bad.path), bad.reason) for bad in found.bad] == [
+    assert [(os.path.basename(bad.path), bad.reason.replace(f"{tmp_path}/", "")) for bad in found.bad] == [
+        (
+            "b c .png",
+            "no such file: names in @pictures/list.txt count from the current folder; it lies beside the list, as "
+            "pictures/b c .png",
+        ),
         ("gone.png", "no such file"),
         ("text.txt", "not an image"),
     ]
@@ -127,7 +135,8 @@ def test_inputs_that_cannot_be_are_one_clear_error(tmp_path):
 
 @posix
 @pytest.mark.parametrize("name", [b"caf\xe9.png", b"line\nbreak.png", b"\xff\xfe\n\r.png", b" blank .png"])
-def test_odd_names(tmp_path, name):
+def test_odd_names(tmp_path, name, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     plain = write_image(tmp_path / "plain.png")
     try:
         os.rename(plain, os.path.join(os.fsencode(tmp_path), name))
@@ -139,6 +148,8 @@ def test_odd_names(tmp_path, name):
     (tmp_path / "list.txt").write_bytes(name)
     if b"\n" not in name:
         assert find_images([f"@{tmp_path / 'list.txt'}"]).refs == [ref]
+    (tmp_path / "list.txt").write_bytes(name + b"\0")
+    assert find_images([f"@{tmp_path / 'list.txt'}"]).refs == [ref]
 
 
 @posix

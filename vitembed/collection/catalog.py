@@ -34,7 +34,7 @@ from vitembed.collection.store.checksums import (
     seal_meta,
     vector_checksum,
 )
-from vitembed.collection.store.connect import AbsentError, DamagedError, damaged, explained
+from vitembed.collection.store.connect import AbsentError, DamagedError, connect, damaged, explained
 from vitembed.collection.store.opening import create_file, open_file
 from vitembed.collection.store.rows import Paths, Row
 from vitembed.errors import CollectionError, printable
@@ -411,6 +411,20 @@ class Catalog:
             about_to("vacuum")
             self._db.execute("VACUUM")
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+    def copy_over(self, file: Path) -> None:
+        """Replace everything in the catalogue in ``file`` by what is in this one, in one transaction.
+
+        Raises:
+            CollectionError: If it cannot be written, or has no room.
+        """
+        with self._turn, explained(file):
+            target = connect(file, "rwc")
+            try:
+                about_to("replace the catalogue")
+                self._db.backup(target)
+            finally:
+                target.close()
 
     def check(self) -> None:
         """Read everything: by SQLite's own check, and every row and vector by its checksum.

@@ -68,6 +68,7 @@ class Above:
         self._known: dict[str, tuple[str, ...]] = {}
 
     def __call__(self, path: str) -> tuple[str, ...]:
+        """Give them."""
         above = self._of_folder(os.path.dirname(path))
         return (*above, path) if path in self._watched else above
 

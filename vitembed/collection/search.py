@@ -53,8 +53,8 @@ class SearchResult:
 
         Each result also has its ``percentile`` where the collection holds two images or more. With ``exclude`` there
         is ``"not": [...]`` as well, with a crop ``"crop": "X,Y,W,H"``, where ``exact`` is false ``"recall"``, and a
-        result that hides near-duplicates has ``"num_alike"``, one whose file is not there now ``"missing": true``. Paths that are not UTF-8 hold lone surrogates, which
-        ``json.dumps`` escapes by default.
+        result that hides near-duplicates has ``"num_alike"``, one whose file is not there now ``"missing": true``.
+        Paths that are not UTF-8 hold lone surrogates, which ``json.dumps`` escapes by default.
         """
         excluded = {"not": self.exclude} if self.exclude else {}
         cropped = {"crop": self.crop.text} if self.crop else {}
@@ -102,7 +102,8 @@ class SearchResult:
     def _headline(self, hit: Hit) -> str:
         percentile = self.percentile(hit)
         above = "" if percentile is None else f", above {shown_percent(percentile)} % of pairs"
-        return f"{hit.rank}. {hit.score:.4f}{above}{f', {hit.num_alike} alike' if hit.num_alike else ''}{MISSING if hit.missing else ''}"
+        alike = f", {hit.num_alike} alike" if hit.num_alike else ""
+        return f"{hit.rank}. {hit.score:.4f}{above}{alike}{MISSING if hit.missing else ''}"
 
 
 def search(

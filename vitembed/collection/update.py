@@ -107,6 +107,9 @@ class UpdateReport:
     unfinished: list[str] = field(default_factory=list)
     """Downloads in progress and temporary files that were left out."""
 
+    num_left_out: int = 0
+    """Images of a collection that this one has replaced (``rebuild``) and that it does not have."""
+
     @property
     def num_offline(self) -> int:
         """Images below the inputs that are kept though they are not there."""

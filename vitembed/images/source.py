@@ -1,9 +1,10 @@
 """Folders, files and lists of files to the images in them, in a stable order and without opening a pixel."""
-# ruff: noqa: PTH100, PTH111, PTH116, PTH118, PTH120, PTH122
+# ruff: noqa: PTH100, PTH116, PTH117, PTH118, PTH120, PTH122, PTH206
 # Paths stay plain strings: pathlib is slower over large trees and cannot make a path absolute without following links.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Sequence
@@ -330,7 +331,9 @@ def split_path_list(data: bytes) -> list[str]:
         ValueError: If it is no list of paths.
     """
     if data.startswith((b"\xff\xfe", b"\xfe\xff")) and b"\0" in data:
-        data = os.fsencode(data.decode("utf-16", "replace"))
+        with contextlib.suppress(UnicodeError):  # a name that only begins like the mark
+            if "\0" not in (text := data.decode("utf-16")):
+                data = os.fsencode(text)
     data = data.removeprefix(b"\xef\xbb\xbf")
     if b"\0" in data:
         names = [name for name in data.split(b"\0") if name]

@@ -7,8 +7,8 @@ import sqlite3
 
 APPLICATION_ID = 0x76454D42  # "vEMB", which tells our files from other SQLite files
 FORMAT_VERSION = 3
-"""3: the folders that were indexed, and vectors of files that are gone. 2: checksums of rows, vectors and facts, and the
-type of the vectors. Older ones are migrated (``migrate.py``)."""
+"""3: the folders that were indexed, and vectors of files that are gone. 2: checksums of rows, vectors and facts, and
+the type of the vectors. Older ones are migrated (``migrate.py``)."""
 READABLE_VERSION = 2
 """From this format on a file can be searched as it is, where it cannot be written."""
 
