@@ -112,6 +112,8 @@ class Lost:
         self._groups: dict[str, tuple[str, ...]] = {}
         """By candidate: the roots above it, and the list that it is in."""
         self._totals: Counter[str] = Counter()
+        if not any(path not in found and above_input(path) for path in by_path):
+            return  # as nearly always: how much is left need not be counted
         for path, row in by_path.items():
             if not above_input(path):
                 continue
@@ -121,7 +123,7 @@ class Lost:
             is_found = path in found
             if not is_found:
                 last = next((item for item in reversed(chain) if item in ignored or item in roots), None)
-                if last is not None and last in ignored:
+                if last is not None and last not in roots:
                     self.candidates.add(path)
                     self._unwanted.add(path)
                     continue
