@@ -287,6 +287,7 @@ def test_odd_times_cost_nothing(drive, make, encoder, referee, mtime_ns):
     assert collection.get(target).mtime_ns == min(found, 2**63 - 1)
     assert collection.vector(target, unchanged=True) is not None
     assert len(collection.search(np.ones(48), k=20, where="mtime >= 2020")) in (11, 12)
+    assert len(collection.search(np.ones(48), k=20, where="mtime < 9000")) in (11, 12)
 
 
 def test_an_editor_that_saves_by_rename_while_it_is_read(drive, make, encoder, draw, referee):

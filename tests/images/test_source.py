@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from vitembed.errors import BadImage, DataError
-from vitembed.images.source import ImageRef, find_images, sniff, walk
+from vitembed.images.ignored import passed_over_lines
+from vitembed.images.source import ImageRef, find_images, sniff, split_path_list, walk
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX files")
 
@@ -273,3 +274,68 @@ def test_sniff(tmp_path, head, name):
     path = tmp_path / "file.bin"
     path.write_bytes(head)
     assert sniff(str(path)) == name
+
+
+def test_trash_thumbnails_and_unfinished_files_are_passed_over_and_counted(tmp_path):
+    waste = [
+        *(
+            ".Trash-1000/files",
+            ".Trash",
+            ".Trashes/501",
+            ".thumbnails",
+            ".cache/thumbnails",
+            "#recycle",
+            "$RECYCLE.BIN",
+        ),
+        *("$Recycle.Bin/S-1", ".dtrash", ".picasaoriginals", ".@__thumb", "@eaDir", ".ipynb_checkpoints", "lost+found"),
+        *(".Spotlight-V100", ".fseventsd", "My Previews.lrdata/a", "P.photoslibrary/resources", "__MACOSX"),
+        *("P.photolibrary/Thumbnails", "System Volume Information", "node_modules/x", ".stversions"),
+    ]
+    kept = [".cache/else", "thumbnails", "P.photoslibrary/originals", "P.photolibrary/Masters", "Trash", ".hidden"]
+    for folder in (*waste, *kept, ".git"):
+        write_image(tmp_path / folder / "deep" / "a.png")
+    unfinished = [
+        "a.png.part",
+        "b.jpg.crdownload",
+        "~syncthing~c.png.tmp",
+        ".syncthing.d.png",
+        ".e.jpg.aB3dE9",
+        "f.tmp",
+    ]
+    for name in unfinished:
+        write_image(tmp_path / "thumbnails" / name)
+    found = find_images([tmp_path])
+    assert names(tmp_path, found.refs) == sorted(f"{folder}/deep/a.png" for folder in kept)
+    assert len(found.passed_over) == len(waste)
+    assert sorted(map(os.path.basename, found.unfinished)) == sorted(unfinished)
+    for folder in waste:  # named outright
+        assert len(find_images([tmp_path / folder]).refs) == 1, folder
+    assert len(find_images([tmp_path / "thumbnails" / "f.tmp"]).refs) == 1
+    assert passed_over_lines(["/x/@eaDir", "/y/@eaDir", "/.Trash-1\n"], ["/a.part"]) == [
+        "passed over: 3 trash or thumbnail folders (@eaDir, .Trash-1\\n)",
+        "passed over: 1 unfinished or temporary file (a.part)",
+    ]
+
+
+def test_lists_in_all_their_forms(tmp_path):
+    text = "a.png\nb c.png\n# no name\n"
+    for data in (text.encode(), text.replace("\n", "\r\n").encode(), text.encode("utf-16"), b"a.png\0b c.png\0"):
+        assert split_path_list(data) == ["a.png", "b c.png"]
+    assert split_path_list(b"# a name\0b\nc\0") == ["# a name", "b\nc"]  # what find -print0 gives is taken as it is
+    assert split_path_list(b"") == []
+    for data in (b"\0" * 99, b"x" * 40_000 + b"\0", b"GIF89a...\0"):
+        with pytest.raises(ValueError, match="paths that end in NUL"):
+            split_path_list(data)
+
+
+@posix
+def test_two_dots_behind_a_link_lead_where_the_system_goes(tmp_path, monkeypatch):
+    write_image(tmp_path / "real" / "pictures" / "a.png")
+    write_image(tmp_path / "pictures" / "wrong.png")
+    (tmp_path / "real" / "deep").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real" / "deep")
+    monkeypatch.chdir(tmp_path)
+    assert names(tmp_path, find_images(["link/../pictures"]).refs) == ["real/pictures/a.png"]
+    assert names(tmp_path, find_images(["real/../pictures//"]).refs) == ["pictures/wrong.png"]
+    with pytest.raises(DataError, match="null byte"):
+        find_images(["a\0b"])

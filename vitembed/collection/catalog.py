@@ -262,6 +262,8 @@ class Catalog:
         Both are SQL of the program itself; what a user typed belongs into ``parameters``.
         """
         also = f" AND {condition}" if condition else ""
+        # Times are stored within 64 bits too (``images.source.stat_facts``), so comparisons hold at the ends.
+        parameters = [min(max(p, -(2**63)), 2**63 - 1) if isinstance(p, int) else p for p in parameters]
         yield from self._db.execute(f"SELECT {columns} FROM files WHERE status = 'ok'{also} ORDER BY id", parameters)
 
     def define(self, name: str, function: Callable[[bytes], bytes | None]) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from vitembed.config import PretrainConfig, to_dict
 from vitembed.errors import BadImage, ConfigError, DataError
 from vitembed.images.cache import ImageCache
+from vitembed.images.ignored import log_passed_over
 from vitembed.images.preprocess import Preprocess
 from vitembed.images.source import ImageListing, ImageRef, find_images
 from vitembed.lock import exclusive
@@ -146,6 +147,7 @@ def _pretrain(
         workspace = find_workspace(workspace, create=True)
     inputs = [images] if isinstance(images, (str, os.PathLike)) else list(images)
     listing = find_images(inputs)
+    log_passed_over(listing.passed_over, listing.unfinished)
     if len(listing.refs) < MIN_IMAGES:
         raise DataError(
             f"{len(listing.refs)} images in {', '.join(map(str, inputs))}: pretraining needs at least {MIN_IMAGES}, "
