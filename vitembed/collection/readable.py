@@ -173,14 +173,14 @@ class Readable:
 
         Args:
             path: Of the image, or an external id.
-            unchanged: None as well if the file is no longer the one that was embedded, by size and time.
+            unchanged: None as well if another file than the one that was embedded is there, by size and time.
         """
         with self._catalog.read():
             row = self._find(path)
             if (
                 row is None
                 or row.status != "ok"
-                or (unchanged and not row.external and stat_of(row.path) != (row.size, row.mtime_ns))
+                or (unchanged and not row.external and stat_of(row.path) not in ((row.size, row.mtime_ns), (-1, -1)))
             ):
                 return None
             vector: np.ndarray = self._catalog.vectors([row.id])[0].astype(np.float32)

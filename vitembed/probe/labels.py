@@ -103,7 +103,7 @@ def _read_folder(root: Path) -> LabelledImages:
             bad += listing.bad
             passed_over += listing.passed_over
             unfinished += listing.unfinished
-    log_passed_over([path for path in passed_over if not is_silently_ignored(os.path.basename(path))], unfinished)
+    log_passed_over([path for path in passed_over if not is_silently_ignored(Path(path).name)], unfinished)
     if parts:
         others = sorted(set(folders) - {section for section, _ in parts})
         outside = find_images(others).refs if others else []
