@@ -40,7 +40,7 @@ def make_files(folder: Path, num_files: int) -> list[FileEntry]:
         path = folder / f"{number // 1000:04}" / f"photo_{number:06}.jpg"
         path.touch()
         os.truncate(path, 2_000_000 + number)
-    return walk([folder])[0]
+    return walk([folder]).entries
 
 
 def fill(collection: Collection, entries: list[FileEntry], dim: int) -> None:

@@ -58,6 +58,7 @@ def classify(
     if link and copy_to is None:
         raise typer.BadParameter("links need a folder: --copy-to DIR", param_hint="--link")
     from vitembed.errors import DataError
+    from vitembed.images.ignored import log_passed_over
     from vitembed.images.source import find_images
     from vitembed.outputs import REPORT, check_outputs
     from vitembed.probe.classify import classify as classified
@@ -70,6 +71,7 @@ def classify(
         saved = replace(saved, threshold=threshold)
     folders = None if copy_to is None else SortedFolders(copy_to, saved.classes, link=link, inputs=images)
     listing = find_images(images)
+    log_passed_over(listing.passed_over, listing.unfinished)
     batches = classified(encoder_of_probe(saved.meta, model, workspace), listing.refs, saved)
     bad: list[BadImage] = [*listing.bad]
     results: list[Classified] = []

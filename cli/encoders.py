@@ -97,6 +97,8 @@ def index_encoder(
         with suppress(VitembedError):  # no index yet, or an unreadable one: what follows says so
             place = find_workspace(workspace)
             with Collection.open(place.index_dir) as collection:
+                if collection.holds_nothing():
+                    raise VitembedError("it binds nobody to its model")
                 named = model or recorded_model(collection.meta, place)
                 at = speed or recorded_speed(collection.meta)
                 dim, made_by = collection.dim, collection.fingerprint

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitembed.errors import DataError
+from vitembed.errors import DataError, VitembedError, printable
 from vitembed.outputs import REPORT, check_outputs
 from vitembed.workspace import find_workspace
 
@@ -22,7 +24,7 @@ from .options import (
     StrictOption,
     WorkspaceOption,
 )
-from .output import duration, finish, note, progress_bar, say_facts, shown
+from .output import EXIT_MISTAKE, duration, finish, note, progress_bar, say_facts, shown
 
 if TYPE_CHECKING:
     from vitembed.collection.collection import Collection
@@ -34,7 +36,11 @@ def index(
     model: ModelOption = None,
     speed: SpeedOption = None,
     rebuild: Annotated[
-        bool, typer.Option("--rebuild", help="Empty the index first, as after training a new model.")
+        bool,
+        typer.Option(
+            "--rebuild",
+            help="Make the index anew, as after training a new model; the old one stays until the new one is whole.",
+        ),
     ] = False,
     float32: Annotated[
         bool, typer.Option("--float32", help="Store vectors in full, in twice the space; for a new index.")
@@ -58,6 +64,13 @@ def index(
             "--min-recall", metavar="SHARE", help="The least share of the 10 nearest that an index must find."
         ),
     ] = None,
+    prune: Annotated[
+        bool,
+        typer.Option("--prune", help="Take out images that are gone, also where a whole folder or most of it is."),
+    ] = False,
+    vacuum: Annotated[
+        bool, typer.Option("--vacuum", help="At the end let go of the vectors that are kept of files that are gone.")
+    ] = False,
     gpu_decode: GpuDecodeOption = False,
     strict: StrictOption = False,
     report: ReportOption = None,
@@ -66,7 +79,11 @@ def index(
     """Make images searchable, or bring the index up to date.
 
     The same command again updates: new and changed images are embedded, those gone from the folders are taken out, and
-    what has not changed costs no more than a look at each file's size and time. In the place of images, one vector file
+    what has not changed costs no more than a look at each file's size and time. Where a folder that was indexed is gone
+    or unreadable, is no longer mounted, holds none of its images, or has lost more than half of them and at least 4, a
+    drive may be away: its images are kept as offline, a line says so, and the exit code is 1. --prune takes them out;
+    vitembed forget drops a folder. Vectors of files that are gone are kept by content until --vacuum, so what comes
+    back is not embedded again. Paths in an @FILE count from the current folder. In the place of images, one vector file
     (npy, npz, parquet, csv, safetensors) is taken as it is. Where no model was trained yet, the public dinov2-small is
     used; the index remembers its model, and search then uses the same.
 
@@ -97,17 +114,36 @@ def index(
         vector_type="float32" if float32 else None,
         rebuild=rebuild,
     ) as collection:
-        with progress_bar("embedding") as advance:
-            done = collection.update(encoder, images, progress=lambda now: advance(now.done, now.total, _speed(now)))
+        with discarded_on_failure(collection), progress_bar("embedding") as advance:
+            done = collection.update(
+                encoder, images, prune=prune, progress=lambda now: advance(now.done, now.total, _speed(now))
+            )
         if encoder.is_read or not is_settled(place.index_dir, encoder.fingerprint):
             keep_query_graph(place.index_dir, encoder.encoder())
         note_model(place, encoder)
         _say_report(collection, done)
         _approximate(collection, asked)
+        if vacuum:
+            collection.vacuum()
         usable = done.added + done.changed + done.moved + done.unchanged + done.deleted > 0
-        finish(done.bad, strict=strict and usable, report=report)
+        is_whole = not done.offline and not done.missing
+        _say_what_is_away(done)
+        finish(done.bad, strict=strict and usable and is_whole, report=report)
+    if not is_whole:
+        raise typer.Exit(EXIT_MISTAKE)
     if not usable:
         raise DataError(f"no readable image in {', '.join(map(shown, images))}")
+
+
+@contextmanager
+def discarded_on_failure(collection: Collection) -> Iterator[None]:
+    """Leave no collection behind that is bound to a model which could embed nothing."""
+    try:
+        yield
+    except BaseException:
+        with suppress(VitembedError):
+            collection.discard_if_empty()
+        raise
 
 
 def _index_vectors(file: Path, rebuild: bool, float32: bool, asked: dict[str, Any], workspace: Path | None) -> None:
@@ -124,7 +160,9 @@ def _index_vectors(file: Path, rebuild: bool, float32: bool, asked: dict[str, An
         vector_type="float32" if float32 else None,
         rebuild=rebuild,
     ) as collection:
-        _say_report(collection, collection.update_from(embeddings))
+        with discarded_on_failure(collection):
+            done = collection.update_from(embeddings)
+        _say_report(collection, done)
         _approximate(collection, asked)
 
 
@@ -142,18 +180,45 @@ def _approximate(collection: Collection, asked: dict[str, Any]) -> None:
         say_facts([("search", line) for line in done.lines()])
 
 
+def _say_what_is_away(done: UpdateReport) -> None:
+    from vitembed.images.ignored import passed_over_lines
+    from vitembed.images.source import missing_error
+
+    for line in passed_over_lines(done.passed_over, done.unfinished):
+        note(line)
+    for item in done.offline:
+        name = printable(item.path) if item.path.startswith("@") else shown(item.path)
+        count = f"{item.num_images:,} image{'' if item.num_images == 1 else 's'}"
+        note(f"offline: {name}: {item.reason}; {count} kept in the index")
+    if done.offline:
+        note("connect the drive and index again; or take them out with --prune or vitembed forget")
+    for error in done.missing:
+        note(str(missing_error([error])))
+
+
 def _speed(now: UpdateProgress) -> str:
     left = "" if now.eta_seconds is None else f", {duration(now.eta_seconds)} left"
     slowest = "the model" if now.model_share >= 0.5 else "decoding"
     return f"{now.images_per_second:.3g} images/s{left}, limited by {slowest}"
 
 
+def _offline(done: UpdateReport) -> list[str]:
+    return [f"{done.num_offline:,} offline"] if done.num_offline else []
+
+
 def _say_report(collection: Collection, done: UpdateReport) -> None:
     counts = ("added", "changed", "moved", "deleted", "unchanged")
     facts = [
         ("index", f"{shown(collection.directory)} ({len(collection):,} images)"),
-        ("this run", ", ".join(f"{getattr(done, name):,} {name}" for name in counts)),
+        ("this run", ", ".join([f"{getattr(done, name):,} {name}" for name in counts] + _offline(done))),
     ]
+    if done.num_left_out:
+        facts.append(("rebuilt", f"{done.num_left_out:,} images of the old index are not in the new one"))
+    if done.num_links:
+        links = (
+            "1 image is a link to a file" if done.num_links == 1 else f"{done.num_links:,} images are links to files"
+        )
+        facts.append(("links", f"{links} that are here under another name: each file is embedded once"))
     if done.num_embedded:
         speed = f"{done.images_per_second:.3g} images/s"
         facts.append(

@@ -219,6 +219,10 @@ def _of_workspace(workspace: Workspace, batch_size: int) -> Facts:
             facts.append(("index", f"{len(collection):,} images, {collection.dim} numbers each"))
             facts.append(("index is of", f"encoder {collection.fingerprint[:12] or 'unknown'}"))
             facts.append(("unreadable", f"{len(collection.bad()):,} images"))
+            facts += [
+                ("folder", f"{shown(root.path)} ({root.num_images:,} images{', offline' if root.is_offline else ''})")
+                for root in collection.roots()
+            ]
     else:
         facts.append(("index", "none yet: run vitembed index"))
     return facts

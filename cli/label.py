@@ -153,7 +153,7 @@ def _indexed(
             done = collection.update(encoder, images, progress=lambda now: advance(now.done, now.total))
         note_model(place, encoder)
         vectors = collection.embeddings()
-        wanted = {entry.path for entry in walk(images)[0]}
+        wanted = {entry.path for entry in walk(images).entries}
         rows = [row for row, path in enumerate(vectors.ids) if path in wanted]
     if not rows:
         finish(done.bad, strict=False, report=None)

@@ -31,6 +31,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 COMMANDS = (
     "pretrain",
     "index",
+    "forget",
     "search",
     "dupes",
     "map",

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 Images = Annotated[
     list[str],
     typer.Argument(
-        metavar="IMAGES...", help="Folders (with all below them), image files, or @FILE with one path a line."
+        metavar="IMAGES...",
+        help="Folders (with all below them), image files, or @FILE with one path a line (or NUL-separated), "
+        "relative to the current folder.",
     ),
 ]
 ModelOption = Annotated[

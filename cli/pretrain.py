@@ -21,8 +21,8 @@ def pretrain(
         list[str],
         typer.Argument(
             metavar="IMAGES... [KEY=VALUE...]",
-            help="Folders (with all below them), image files, or @FILE with one path a line; then settings such as "
-            "optim.max_steps=60 model.size=tiny.",
+            help="Folders (with all below them), image files, or @FILE with one path a line, from the "
+            "current folder; then settings such as optim.max_steps=60 model.size=tiny.",
         ),
     ],
     config: Annotated[

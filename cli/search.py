@@ -217,7 +217,7 @@ def _columns(result: SearchResult) -> list[str]:
 
 
 def _row(result: SearchResult, place: int) -> Sequence[str]:
-    from vitembed.collection.search import shown_percent
+    from vitembed.collection.search import MISSING, shown_percent
 
     hit = result.hits[place]
     percentile = result.percentile(hit)
@@ -226,7 +226,7 @@ def _row(result: SearchResult, place: int) -> Sequence[str]:
         "score": f"{hit.score:.4f}",
         "percentile": "" if percentile is None else shown_percent(percentile),
         "alike": f"+{hit.num_alike}" if hit.num_alike else "",
-        "path": shown(hit.path),
+        "path": shown(hit.path) + (MISSING if hit.missing else ""),
     }
     return [cells[column] for column in _columns(result)]
 

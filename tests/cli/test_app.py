@@ -16,7 +16,7 @@ from vitembed import __version__
 from vitembed.errors import BadImage, VitembedError
 
 COMMANDS = (
-    *("pretrain", "index", "search", "dupes", "map", "embed", "export"),
+    *("pretrain", "index", "forget", "search", "dupes", "map", "embed", "export"),
     *("label", "probe", "classify", "finetune", "info", "models", "configs", "doctor", "demo"),
 )
 HEAVY = ("torch", "faiss", "pytorch_lightning", "torchvision", "sklearn", "pyarrow", "timm", "PIL", "numpy", "rich")

@@ -147,7 +147,7 @@ def test_stale_cache_is_completed_from_the_catalogue(indexed, photos, encoder, r
         for path in paths_of(photos):
             if "new" not in path:
                 os.remove(path)
-        collection.update(encoder, [photos])
+        collection.update(encoder, [photos], prune=True)
         referee(reader, paths_of(photos))
         with Collection.open(indexed) as fresh:
             referee(fresh, paths_of(photos))
@@ -190,10 +190,10 @@ def test_scan_and_cache_of_nothing(tmp_path):
 def test_newer_damaged_and_foreign_catalogues_are_refused(indexed, photos, encoder, make):
     file = indexed / CATALOG_FILE
     with sqlite3.connect(file) as db:
-        db.execute("PRAGMA user_version = 3")
+        db.execute("PRAGMA user_version = 4")
     db.close()
     for use in (lambda: Collection.open(indexed), make):
-        with pytest.raises(CollectionError, match="has format 3, this vitembed reads up to 2: upgrade vitembed"):
+        with pytest.raises(CollectionError, match="has format 4, this vitembed reads up to 3: upgrade vitembed"):
             use()
 
     good = file.read_bytes()

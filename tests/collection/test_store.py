@@ -120,22 +120,36 @@ def test_the_first_format_is_migrated_with_everything_in_it(format_1, encoder, c
         collection.update(encoder, [tmp_path / "photos"])
         assert collection.get(tmp_path / "photos" / "new.png").id > last_id
     with sqlite3.connect(format_1 / CATALOG_FILE) as db:
-        assert db.execute("PRAGMA user_version").fetchone()[0] == 2
+        assert db.execute("PRAGMA user_version").fetchone()[0] == 3
         assert db.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
     db.close()
 
 
-def test_the_present_format_stays_readable(format_1, tmp_path):
-    """A file as committed when this format was made: its checksums must still agree, and it holds the same."""
+@pytest.mark.parametrize("version", [2, 3])
+def test_committed_formats_stay_readable(format_1, tmp_path, version):
+    """Files as committed when these formats were made: their checksums must still agree, and they hold the same."""
     index = tmp_path / "other" / ".vitembed" / "index"
     index.mkdir(parents=True)
-    shutil.copy(FORMAT_1.with_name("format2.sqlite"), index / CATALOG_FILE)
+    shutil.copy(FORMAT_1.with_name(f"format{version}.sqlite"), index / CATALOG_FILE)
     before = (index / CATALOG_FILE).read_bytes()
     with Collection.open(index) as made, Collection.open(format_1) as migrated:
         made.verify()
         np.testing.assert_array_equal(made.embeddings().vectors, migrated.embeddings().vectors)
         assert [reason for _, reason in made.bad()] == ["zero bytes"]
-    assert (index / CATALOG_FILE).read_bytes() == before
+        roots = {root.path: root.is_offline for root in made.roots()}
+        assert roots == ({"/media/usb": True, str(tmp_path / "other" / "photos"): True} if version == 3 else {})
+    if version == 3:
+        assert (index / CATALOG_FILE).read_bytes() == before
+
+
+def test_format_2_is_searched_where_it_cannot_be_migrated(format_1, tmp_path, monkeypatch):
+    shutil.copy(FORMAT_1.with_name("format2.sqlite"), format_1 / CATALOG_FILE)
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    with Collection.open(format_1) as collection:
+        assert (len(collection.search(np.ones(48), k=3)), collection.roots()) == (3, [])
+    with sqlite3.connect(format_1 / CATALOG_FILE) as db:
+        assert db.execute("PRAGMA user_version").fetchone()[0] == 2
+    db.close()
 
 
 def test_an_old_format_that_cannot_be_written_says_so(format_1, monkeypatch):

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from vitembed.errors import BadImage, DataError
-from vitembed.images.source import ImageRef, find_images, sniff, walk
+from vitembed.images.ignored import passed_over_lines
+from vitembed.images.source import ImageRef, find_images, sniff, split_path_list, walk
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX files")
 
@@ -37,7 +38,7 @@ def test_content_decides_not_the_suffix(tmp_path):
     (tmp_path / "empty.txt").touch()
     found = find_images([tmp_path])
     assert names(tmp_path, found.refs) == ["a.txt", "b", "c.jpg"]
-    assert [(os.path.basename(bad.path), bad.reason) for bad in found.bad] == [
+    assert [(os.path.basename(bad.path), bad.reason.replace(f"{tmp_path}/", "")) for bad in found.bad] == [
         ("d.jpg", "not an image"),
         ("e.png", "zero bytes"),
     ]
@@ -74,7 +75,8 @@ def test_relative_inputs_become_absolute(tmp_path, monkeypatch):
 def test_walk_tells_what_stat_tells(tmp_path):
     path = write_image(tmp_path / "a.png")
     os.utime(path, ns=(1, 1_234_567_890_123_456_789))
-    (entry,), bad = walk([tmp_path])
+    found = walk([tmp_path])
+    (entry,), bad = found.entries, found.bad
     assert (entry.path, entry.size, entry.mtime_ns) == (str(path), path.stat().st_size, path.stat().st_mtime_ns)
     assert bad == []
 
@@ -89,7 +91,8 @@ def test_folders_of_other_programs_are_skipped_unless_named(tmp_path):
     assert len(find_images([tmp_path / "._a.png"]).refs) == 1
 
 
-def test_list_file(tmp_path):
+def test_list_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     write_image(tmp_path / "pictures" / "a.png")
     write_image(tmp_path / "pictures" / "b c .png")
     write_image(tmp_path / "elsewhere" / "d.png")
@@ -98,17 +101,23 @@ def test_list_file(tmp_path):
         "# a comment",
         "",
         "  ",
-        "a.png",
-        "b c .png\r",
+        "pictures/a.png",
+        "./pictures/b c .png\r",
         str(tmp_path / "elsewhere"),
         "gone.png",
-        "text.txt",
-        "a.png",
+        "b c .png",
+        "pictures/text.txt",
+        "pictures/a.png",
     ]
     (tmp_path / "pictures" / "list.txt").write_bytes(b"\xef\xbb\xbf" + "\n".join(lines).encode())
-    found = find_images([f"@{tmp_path / 'pictures' / 'list.txt'}"])
+    found = find_images(["@pictures/list.txt"])
     assert names(tmp_path, found.refs) == ["elsewhere/d.png", "pictures/a.png", "pictures/b c .png"]
-    assert [(os.path.basename(bad.path), bad.reason) for bad in found.bad] == [
+    assert [(os.path.basename(bad.path), bad.reason.replace(f"{tmp_path}/", "")) for bad in found.bad] == [
+        (
+            "b c .png",
+            "no such file: names in @pictures/list.txt count from the current folder; it lies beside the list, as "
+            "pictures/b c .png",
+        ),
         ("gone.png", "no such file"),
         ("text.txt", "not an image"),
     ]
@@ -127,7 +136,8 @@ def test_inputs_that_cannot_be_are_one_clear_error(tmp_path):
 
 @posix
 @pytest.mark.parametrize("name", [b"caf\xe9.png", b"line\nbreak.png", b"\xff\xfe\n\r.png", b" blank .png"])
-def test_odd_names(tmp_path, name):
+def test_odd_names(tmp_path, name, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     plain = write_image(tmp_path / "plain.png")
     try:
         os.rename(plain, os.path.join(os.fsencode(tmp_path), name))
@@ -139,6 +149,8 @@ def test_odd_names(tmp_path, name):
     (tmp_path / "list.txt").write_bytes(name)
     if b"\n" not in name:
         assert find_images([f"@{tmp_path / 'list.txt'}"]).refs == [ref]
+    (tmp_path / "list.txt").write_bytes(name + b"\0")
+    assert find_images([f"@{tmp_path / 'list.txt'}"]).refs == [ref]
 
 
 @posix
@@ -262,3 +274,68 @@ def test_sniff(tmp_path, head, name):
     path = tmp_path / "file.bin"
     path.write_bytes(head)
     assert sniff(str(path)) == name
+
+
+def test_trash_thumbnails_and_unfinished_files_are_passed_over_and_counted(tmp_path):
+    waste = [
+        *(
+            ".Trash-1000/files",
+            ".Trash",
+            ".Trashes/501",
+            ".thumbnails",
+            ".cache/thumbnails",
+            "#recycle",
+            "$RECYCLE.BIN",
+        ),
+        *("$Recycle.Bin/S-1", ".dtrash", ".picasaoriginals", ".@__thumb", "@eaDir", ".ipynb_checkpoints", "lost+found"),
+        *(".Spotlight-V100", ".fseventsd", "My Previews.lrdata/a", "P.photoslibrary/resources", "__MACOSX"),
+        *("P.photolibrary/Thumbnails", "System Volume Information", "node_modules/x", ".stversions"),
+    ]
+    kept = [".cache/else", "thumbnails", "P.photoslibrary/originals", "P.photolibrary/Masters", "Trash", ".hidden"]
+    for folder in (*waste, *kept, ".git"):
+        write_image(tmp_path / folder / "deep" / "a.png")
+    unfinished = [
+        "a.png.part",
+        "b.jpg.crdownload",
+        "~syncthing~c.png.tmp",
+        ".syncthing.d.png",
+        ".e.jpg.aB3dE9",
+        "f.tmp",
+    ]
+    for name in unfinished:
+        write_image(tmp_path / "thumbnails" / name)
+    found = find_images([tmp_path])
+    assert names(tmp_path, found.refs) == sorted(f"{folder}/deep/a.png" for folder in kept)
+    assert len(found.passed_over) == len(waste)
+    assert sorted(map(os.path.basename, found.unfinished)) == sorted(unfinished)
+    for folder in waste:  # named outright
+        assert len(find_images([tmp_path / folder]).refs) == 1, folder
+    assert len(find_images([tmp_path / "thumbnails" / "f.tmp"]).refs) == 1
+    assert passed_over_lines(["/x/@eaDir", "/y/@eaDir", "/.Trash-1\n"], ["/a.part"]) == [
+        "passed over: 3 trash or thumbnail folders (@eaDir, .Trash-1\\n)",
+        "passed over: 1 unfinished or temporary file (a.part)",
+    ]
+
+
+def test_lists_in_all_their_forms(tmp_path):
+    text = "a.png\nb c.png\n# no name\n"
+    for data in (text.encode(), text.replace("\n", "\r\n").encode(), text.encode("utf-16"), b"a.png\0b c.png\0"):
+        assert split_path_list(data) == ["a.png", "b c.png"]
+    assert split_path_list(b"# a name\0b\nc\0") == ["# a name", "b\nc"]  # what find -print0 gives is taken as it is
+    assert split_path_list(b"") == []
+    for data in (b"\0" * 99, b"x" * 40_000 + b"\0", b"GIF89a...\0"):
+        with pytest.raises(ValueError, match="paths that end in NUL"):
+            split_path_list(data)
+
+
+@posix
+def test_two_dots_behind_a_link_lead_where_the_system_goes(tmp_path, monkeypatch):
+    write_image(tmp_path / "real" / "pictures" / "a.png")
+    write_image(tmp_path / "pictures" / "wrong.png")
+    (tmp_path / "real" / "deep").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real" / "deep")
+    monkeypatch.chdir(tmp_path)
+    assert names(tmp_path, find_images(["link/../pictures"]).refs) == ["real/pictures/a.png"]
+    assert names(tmp_path, find_images(["real/../pictures//"]).refs) == ["pictures/wrong.png"]
+    with pytest.raises(DataError, match="null byte"):
+        find_images(["a\0b"])

@@ -32,7 +32,8 @@ def test_class_folders(tmp_path):
     (tmp_path / "README.md").write_text("x")
     draw(tmp_path / "loose.png")
     draw(tmp_path / ".hidden" / "h.png")
-    draw(tmp_path / "__MACOSX" / "m.png")
+    for waste in ("__MACOSX", "$RECYCLE.BIN", ".ipynb_checkpoints", "lost+found", "#recycle"):
+        draw(tmp_path / waste / "m.png")
     (tmp_path / "nothing").mkdir()
     found = read_labelled(tmp_path)
     assert rows(found) == [("b.png", "cat"), ("a.jpg", "cat"), ("c", "dog bites")]

@@ -19,7 +19,7 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,13 @@ import numpy as np
 from vitembed.collection.store.checksums import (
     ROW_COLUMNS,
     Totals,
+    gone_checksum,
     meta_checksum,
     row_checksum,
     seal_meta,
     vector_checksum,
 )
-from vitembed.collection.store.connect import AbsentError, DamagedError, damaged, explained
+from vitembed.collection.store.connect import AbsentError, DamagedError, connect, damaged, explained
 from vitembed.collection.store.opening import create_file, open_file
 from vitembed.collection.store.rows import Paths, Row
 from vitembed.errors import CollectionError, printable
@@ -261,6 +262,8 @@ class Catalog:
         Both are SQL of the program itself; what a user typed belongs into ``parameters``.
         """
         also = f" AND {condition}" if condition else ""
+        # Times are stored within 64 bits too (``images.source.stat_facts``), so comparisons hold at the ends.
+        parameters = [min(max(p, -(2**63)), 2**63 - 1) if isinstance(p, int) else p for p in parameters]
         yield from self._db.execute(f"SELECT {columns} FROM files WHERE status = 'ok'{also} ORDER BY id", parameters)
 
     def define(self, name: str, function: Callable[[bytes], bytes | None]) -> None:
@@ -275,7 +278,49 @@ class Catalog:
         """The path that a stored one stands for."""
         return self._paths.decode(path, external)
 
+    def roots(self) -> dict[str, bool]:
+        """Folders that were indexed and mount points below them, and which of them are mount points."""
+        if not self._has_roots():
+            return {}
+        found = self._db.execute("SELECT path, is_mount FROM roots")
+        return {self._paths.decode(path, False): bool(is_mount) for path, is_mount in found}
+
+    def gone_sizes(self) -> set[int]:
+        """Sizes of the files that are gone and whose vectors are kept."""
+        return {size for (size,) in self._db.execute("SELECT DISTINCT size FROM gone")}
+
+    def gone_vector(self, content_hash: bytes) -> tuple[np.ndarray, tuple[int, int] | None] | None:
+        """The vector of a file that is gone, in the type of the collection, and the image's width and height."""
+        found = self._db.execute(
+            "SELECT content_hash, size, width, height, vector, checksum FROM gone WHERE content_hash = ?",
+            (content_hash,),
+        ).fetchone()
+        # One that is damaged is as good as none: the image is embedded again.
+        if found is None or gone_checksum(*found[:-1]) != found[-1]:
+            return None
+        _, _, width, height, blob, _ = found
+        if len(blob) != self.dim * self._dtype.itemsize:
+            return None
+        return self._matrix([blob])[0], None if width is None or height is None else (width, height)
+
+    def num_gone(self) -> int:
+        """How many vectors of files that are gone are kept."""
+        return int(self._db.execute("SELECT count(*) FROM gone").fetchone()[0]) if self._has_roots() else 0
+
+    def _has_roots(self) -> bool:
+        # A file of format 2 that cannot be written is read as it is.
+        return self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'roots'").fetchone() is not None
+
     # Writing; inside write().
+
+    def set_roots(self, roots: Mapping[str, bool], dropped: Iterable[str] = ()) -> None:
+        """Remember folders as indexed, with whether they are mount points; forget others."""
+        about_to("write the roots")
+        self._db.executemany(
+            "DELETE FROM roots WHERE path = ?", [(self._paths.encode(path, False),) for path in dropped]
+        )
+        rows = [(self._paths.encode(path, False), int(is_mount)) for path, is_mount in roots.items()]
+        self._db.executemany("INSERT OR REPLACE INTO roots VALUES (?, ?)", rows)
 
     def insert(
         self,
@@ -318,14 +363,28 @@ class Catalog:
             self._db.execute("INSERT INTO vectors VALUES (?, ?, ?)", (row[0], blob, vector_checksum(row[0], blob)))
 
     def delete(self, ids: Iterable[int]) -> None:
-        """Remove rows with their vectors."""
+        """Remove rows with their vectors; these are kept by the content of their files until ``vacuum``."""
         for row in ids:
             about_to("delete a row")
-            found = self._db.execute("SELECT checksum, status FROM files WHERE id = ?", (row,)).fetchone()
+            found = self._db.execute(
+                "SELECT checksum, status, content_hash, size, width, height FROM files WHERE id = ?", (row,)
+            ).fetchone()
             if found is not None:
                 self._totals.count(row, found[0], found[1] == "ok", -1)
+                if found[1] == "ok" and found[2] is not None:
+                    self._keep_vector(row, *found[2:])
                 self._db.execute("DELETE FROM vectors WHERE id = ?", (row,))
                 self._db.execute("DELETE FROM files WHERE id = ?", (row,))
+
+    def _keep_vector(self, row: int, content_hash: bytes, size: int, width: int | None, height: int | None) -> None:
+        stored = self._db.execute("SELECT id, vector, checksum FROM vectors WHERE id = ?", (row,)).fetchone()
+        if stored is not None and vector_checksum(*stored[:2]) == stored[2]:
+            about_to("keep the vector of a file that is gone")
+            checksum = gone_checksum(content_hash, size, width, height, stored[1])
+            self._db.execute(
+                "INSERT OR REPLACE INTO gone VALUES (?, ?, ?, ?, ?, ?)",
+                (content_hash, size, width, height, stored[1], checksum),
+            )
 
     def relocate(self, row: int, path: str, size: int, mtime_ns: int) -> None:
         """Give a row another path and stat; its vector and id stay. A row that has that path already goes."""
@@ -347,11 +406,27 @@ class Catalog:
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def vacuum(self) -> None:
-        """Give the space of what was deleted back to the disk."""
+        """Let go of the vectors of files that are gone, and give the space of what was deleted back to the disk."""
+        with self.write():
+            self._db.execute("DELETE FROM gone")
         with self._turn, explained(self._file):
             about_to("vacuum")
             self._db.execute("VACUUM")
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+    def copy_over(self, file: Path) -> None:
+        """Replace everything in the catalogue in ``file`` by what is in this one, in one transaction.
+
+        Raises:
+            CollectionError: If it cannot be written, or has no room.
+        """
+        with self._turn, explained(file):
+            target = connect(file, "rwc")
+            try:
+                about_to("replace the catalogue")
+                self._db.backup(target)
+            finally:
+                target.close()
 
     def check(self) -> None:
         """Read everything: by SQLite's own check, and every row and vector by its checksum.

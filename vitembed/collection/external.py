@@ -12,6 +12,7 @@ import numpy as np
 from vitembed.collection.catalog import Catalog
 from vitembed.embeddings import Embeddings, unit_rows
 from vitembed.errors import DataError
+from vitembed.images.source import stat_facts
 
 
 def unit_vectors(embeddings: Embeddings) -> np.ndarray:
@@ -62,4 +63,4 @@ def stat_of(path: str) -> tuple[int, int]:
         status = os.stat(path)
     except (OSError, ValueError):
         return -1, -1
-    return status.st_size, status.st_mtime_ns
+    return stat_facts(status)

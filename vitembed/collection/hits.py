@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vitembed.errors import DataError
 
@@ -20,6 +21,8 @@ class Hit:
     """Cosine with the query, from -1 to 1; 1 for an image of the same bytes as the query's."""
     num_alike: int = 0
     """Worse results that were hidden as near-duplicates of this one (``unique``)."""
+    missing: bool = False
+    """Whether the file is not there now: deleted since the last update, or on a drive that is away."""
 
 
 class Hits(list[Hit]):
@@ -34,6 +37,10 @@ class Hits(list[Hit]):
     def exact(self) -> bool:
         """Whether every vector was compared."""
         return self.recall is None
+
+    def looked_up(self) -> Hits:
+        """With ``missing`` as it is at this moment: one stat call for each result that is a file."""
+        return Hits([_looked_up(hit) for hit in self], recall=self.recall)
 
     def at_least(self, min_score: float | None) -> Hits:
         """Those that reach a score; all without one."""
@@ -68,3 +75,9 @@ def check_k(k: int) -> None:
     """
     if k < 1:
         raise DataError(f"k is {k}, expected at least 1")
+
+
+def _looked_up(hit: Hit) -> Hit:
+    # A name that is no absolute path came with a vector from elsewhere and stands for no file.
+    is_missing = os.path.isabs(hit.path) and not os.path.exists(hit.path)  # noqa: PTH110, PTH117
+    return replace(hit, missing=True) if is_missing else hit

@@ -1,21 +1,21 @@
 """What an update has to do: the folder as it is against the catalogue as it was, mostly by stat calls alone."""
-# ruff: noqa: PTH100
 # Paths stay plain strings: names that are not UTF-8 are kept as they are, and links are not followed.
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 from vitembed.collection.catalog import Row
+from vitembed.collection.lost import Kept, Offline, judge_lost
 from vitembed.errors import BadImage
 from vitembed.images.extras import is_installed_now
 from vitembed.images.formats import open_regular
-from vitembed.images.source import FileEntry, is_image
+from vitembed.images.source import FileEntry, Walk, is_image, stat_facts
 
 HASH_BYTES = 20
 _LOOK_THREADS = 4
@@ -47,42 +47,64 @@ class Plan:
     """Rows whose file has a new stat and the same content."""
     copied: list[tuple[Row, Work]] = field(default_factory=list)
     """Rows whose vector serves for another file of the same content."""
+    returned: list[Work] = field(default_factory=list)
+    """Files whose content was here before and whose vectors were kept."""
     bad: list[tuple[FileEntry, BadImage]] = field(default_factory=list)
     other: list[FileEntry] = field(default_factory=list)
     embed: list[Work] = field(default_factory=list)
+    links: dict[str, list[Work]] = field(default_factory=dict)
+    """By path of an image to embed: other paths of the very same file, which get its vector."""
+    offline: list[Offline] = field(default_factory=list)
+    """Inputs or folders below them that are gone, wholly or mostly, and whose rows are kept."""
+    missing: list[BadImage] = field(default_factory=list)
+    """Inputs that do not exist and of which nothing is known."""
+    roots: dict[str, bool] = field(default_factory=dict)
+    """Folders to remember as indexed, and whether they are mount points."""
+    dropped_roots: list[str] = field(default_factory=list)
+    """Folders that are not there any more, of which nothing is left."""
     known_bad: list[BadImage] = field(default_factory=list)
     """Still bad as recorded, and what the walk could not read."""
     num_unchanged: int = 0
     num_other: int = 0
     """Files that are no images and do not claim to be, known ones included."""
+    num_links: int = 0
+    """Images that are the same file as another one, reached in another way (by a link, or through a linked folder)."""
+    passed_over: list[str] = field(default_factory=list)
+    unfinished: list[str] = field(default_factory=list)
 
     def changes_catalog(self) -> bool:
         """Whether there is something to record before the first image is embedded."""
-        return bool(self.deleted or self.moved or self.touched or self.copied or self.bad or self.other)
+        files = self.deleted or self.moved or self.touched or self.copied or self.returned or self.bad or self.other
+        return bool(files or self.roots or self.dropped_roots)
 
 
 def make_plan(
     rows: Iterable[Row],
-    entries: Sequence[FileEntry],
-    unreadable: Sequence[BadImage],
-    inputs: Sequence[str | os.PathLike[str]],
+    walked: Walk,
     *,
+    roots: Mapping[str, bool] | None = None,
+    gone_sizes: Set[int] = frozenset(),
+    is_kept: Callable[[bytes], bool] = lambda _: False,
     retry_bad: bool = False,
+    prune: bool = False,
 ) -> Plan:
     """Compare files with rows. Opens only files that are new or whose stat differs.
 
     Args:
         rows: The catalogue.
-        entries: Files found in ``inputs``.
-        unreadable: What could not be looked into: rows below are left alone while the folder is there.
-        inputs: Rows of files below these that are gone from disk are to be deleted.
+        walked: The files as they are.
+        roots: Folders that were indexed before, and whether they were mount points.
+        gone_sizes: Sizes of files that are gone and whose vectors are kept.
+        is_kept: Whether the vector of a content hash is kept.
         retry_bad: Judge files once more that are recorded as bad.
+        prune: Delete rows of files that are gone also where most of a folder is.
     """
     by_path = {row.path: row for row in rows if not row.external}
-    named = {os.path.abspath(os.fsdecode(item)) for item in inputs}
-    plan = Plan(known_bad=list(unreadable))
+    known_roots = dict(roots or {})
+    plan = Plan(known_bad=list(walked.bad), passed_over=walked.passed_over, unfinished=walked.unfinished)
     doubtful: list[tuple[FileEntry, Row | None]] = []
-    for entry in entries:
+    others = set[str]()
+    for entry in walked.entries:
         row = by_path.get(entry.path)
         if row is None or (row.size, row.mtime_ns) != (entry.size, entry.mtime_ns):
             doubtful.append((entry, row))
@@ -90,16 +112,34 @@ def make_plan(
             plan.num_unchanged += 1
         elif row.status == "bad" and not retry_bad and not is_installed_now(row.reason or ""):
             plan.known_bad.append(BadImage(entry.path, row.reason or "bad"))
-        elif row.status == "other" and entry.path not in named:
+        elif row.status == "other" and entry.path not in walked.named:
             plan.num_other += 1
+            others.add(entry.path)
         else:
             doubtful.append((entry, row))
 
-    gone = _gone(by_path, entries, unreadable, named)
-    _judge(plan, doubtful, by_path, gone, named)
+    lost = judge_lost(by_path, walked, known_roots)
+    _judge(plan, doubtful, by_path, lost.candidates, walked.named, Kept(frozenset(gone_sizes), is_kept))
     moved = {row for row, _ in plan.moved}
-    plan.deleted = [by_path[path].id for path in gone if by_path[path].id not in moved]
+    decision = lost.decide({path for path in lost.candidates if by_path[path].id in moved}, prune=prune)
+    plan.deleted = [by_path[path].id for path in decision.deleted]
+    plan.offline, plan.missing = decision.offline, decision.missing
+    plan.known_bad = [error for error in plan.known_bad if error.path not in decision.kept]
+    plan.roots = {path: kind for path, kind in decision.roots.items() if known_roots.get(path) is not kind}
+    plan.dropped_roots = decision.dropped
+    others.update(entry.path for entry in plan.other)
+    plan.num_links = _num_links(entry for entry in walked.entries if entry.path not in others)
     return plan
+
+
+def _num_links(entries: Iterable[FileEntry]) -> int:
+    """How many of the files are one that came before."""
+    seen, num = set[tuple[int, int]](), 0
+    for entry in entries:
+        if entry.inode:
+            num += (entry.device, entry.inode) in seen
+            seen.add((entry.device, entry.inode))
+    return num
 
 
 def hash_content(entry: FileEntry) -> bytes | None:
@@ -112,20 +152,23 @@ def hash_content(entry: FileEntry) -> bytes | None:
             status = os.fstat(file.fileno())
     except (BadImage, OSError):
         return None
-    return digest.digest() if (status.st_size, status.st_mtime_ns) == (entry.size, entry.mtime_ns) else None
+    return digest.digest() if stat_facts(status) == (entry.size, entry.mtime_ns) else None
 
 
 def _judge(
     plan: Plan,
     doubtful: Sequence[tuple[FileEntry, Row | None]],
     by_path: dict[str, Row],
-    gone: set[str],
-    named: set[str],
+    gone: Set[str],
+    named: Set[str],
+    kept: Kept,
 ) -> None:
     """Sort files whose content has to be looked at into the plan."""
     twins = {row.content_hash: row for row in by_path.values() if row.status == "ok" and row.content_hash is not None}
-    sizes = {row.size for row in twins.values()}
+    sizes = {row.size for row in twins.values()} | kept.sizes
     moved = set[int]()
+    first: dict[tuple[int, int], str] = {}
+    """Of each file that is to be embedded, the path under which it is."""
 
     def look(item: tuple[FileEntry, Row | None]) -> tuple[bool, bytes | None] | BadImage:
         entry = item[0]
@@ -148,8 +191,15 @@ def _judge(
         elif row is not None and had_vector and content_hash is not None and row.content_hash == content_hash:
             plan.touched.append((row.id, entry))
             plan.num_unchanged += 1
+        elif twin is None and content_hash is not None and kept.has(content_hash):
+            plan.returned.append(Work(entry, had_vector, content_hash))
         elif twin is None:
-            plan.embed.append(Work(entry, had_vector, content_hash))
+            work, same = Work(entry, had_vector, content_hash), (entry.device, entry.inode)
+            if entry.inode and same in first:
+                plan.links.setdefault(first[same], []).append(work)
+            else:
+                plan.embed.append(work)
+                first.setdefault(same, entry.path)
         elif twin.id not in moved and (twin.path in gone or not os.path.lexists(twin.path)):
             # Not on disk though not in ``gone``: it was moved here from a folder that is not among the inputs.
             plan.moved.append((twin.id, entry))
@@ -164,21 +214,3 @@ def _in_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> It
         for start in range(0, len(items), 256):
             part = items[start : start + 256]
             yield from zip(part, pool.map(function, part), strict=True)
-
-
-def _gone(
-    by_path: dict[str, Row], entries: Sequence[FileEntry], unreadable: Sequence[BadImage], named: set[str]
-) -> set[str]:
-    """Paths of rows below the inputs that the walk did not find."""
-    found = {entry.path for entry in entries}
-    closed = [error.path for error in unreadable if os.path.lexists(error.path)]
-    vanished = {error.path for error in unreadable} - set(closed)
-    return {
-        path
-        for path in by_path
-        if path not in found and (path in vanished or (_is_below(path, named) and not _is_below(path, closed)))
-    }
-
-
-def _is_below(path: str, folders: Iterable[str]) -> bool:
-    return any(path == folder or path.startswith(folder.rstrip(os.sep) + os.sep) for folder in folders)

@@ -5,7 +5,9 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,23 @@ from vitembed.collection.finding.background import Background, background
 from vitembed.collection.finding.facts import ImageFacts, image_facts, matching_ids, num_unknown
 from vitembed.collection.finding.where import parse_where
 from vitembed.collection.hits import Hits, check_min_score, check_unique
+from vitembed.collection.lost import Above
 from vitembed.collection.nearest import Nearest, QueryFile
 from vitembed.embeddings import Embeddings, unit_rows
 from vitembed.errors import DataError
+from vitembed.images.source import is_mount
+
+
+@dataclass(frozen=True)
+class Root:
+    """A folder that was indexed."""
+
+    path: str
+    """Absolute."""
+    num_images: int
+    """With a vector, at any depth below."""
+    is_offline: bool
+    """Whether the folder is not there now, or was a drive or share and is not mounted."""
 
 
 class Readable:
@@ -103,7 +119,7 @@ class Readable:
         unit = unit_rows(unit_rows(vectors).mean(axis=0, keepdims=True))
         files = None if file is None else [file]
         (hits,) = self._nearest.search(unit, k, exclude_paths, where=filter_, unique=unique, exact=exact, files=files)
-        return hits.at_least(min_score)
+        return hits.at_least(min_score).looked_up()
 
     def search_many(
         self,
@@ -118,7 +134,8 @@ class Readable:
         """The same for each row of ``queries`` ``[q, d]`` on its own; ``files`` has one for each."""
         self._check_width(np.asarray(queries))
         filter_ = None if where is None else parse_where(where)
-        return self._nearest.search(unit_rows(queries), k, exclude_paths, where=filter_, exact=exact, files=files)
+        found = self._nearest.search(unit_rows(queries), k, exclude_paths, where=filter_, exact=exact, files=files)
+        return [hits.looked_up() for hits in found]
 
     def background(self) -> Background:
         """How alike pairs of different images here are: what tells a high score from an ordinary one."""
@@ -162,14 +179,14 @@ class Readable:
 
         Args:
             path: Of the image, or an external id.
-            unchanged: None as well if the file is no longer the one that was embedded, by size and time.
+            unchanged: None as well if another file than the one that was embedded is there, by size and time.
         """
         with self._catalog.read():
             row = self._find(path)
             if (
                 row is None
                 or row.status != "ok"
-                or (unchanged and not row.external and stat_of(row.path) != (row.size, row.mtime_ns))
+                or (unchanged and not row.external and stat_of(row.path) not in ((row.size, row.mtime_ns), (-1, -1)))
             ):
                 return None
             vector: np.ndarray = unit_rows(self._catalog.vectors([row.id]))[0]
@@ -184,6 +201,15 @@ class Readable:
         """Of all images that have a vector: absolute paths and external ids, sorted."""
         with self._catalog.read():
             return sorted(row.path for row in self._catalog.rows() if row.status == "ok")
+
+    def roots(self) -> list[Root]:
+        """Folders that were indexed, and mount points below them, sorted; with how many images are below each."""
+        with self._catalog.read():
+            known = self._catalog.roots()
+            paths = [row.path for row in self._catalog.rows() if row.status == "ok" and not row.external]
+        above = Above(known.keys())
+        counts = Counter(root for path in paths for root in above(path))
+        return [Root(path, counts[path], _is_away(path, known[path])) for path in sorted(known)]
 
     def bad(self) -> list[tuple[str, str]]:
         """Path and reason of all images that could not be embedded, sorted."""
@@ -209,3 +235,7 @@ class Readable:
                 f"the collection holds {self.dim}-d vectors, the query has shape {list(vectors.shape)}: "
                 "was it embedded with another encoder?"
             )
+
+
+def _is_away(path: str, was_mount: bool) -> bool:
+    return not os.path.exists(path) or (was_mount and not is_mount(path))  # noqa: PTH110

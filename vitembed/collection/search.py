@@ -20,6 +20,8 @@ from vitembed.collection.query import Query, QueryEncoder, query_vector
 
 UNIQUE_THRESHOLD = 0.98
 """Cosine from which two images count as near-duplicates, where nothing else is asked for."""
+MISSING = " (file is missing)"
+"""Marks a result whose file is not there now."""
 COMMON_PERCENT = 0.1
 """Share of unrelated pairs, in per cent, from which a threshold is too low to tell duplicates."""
 
@@ -53,8 +55,8 @@ class SearchResult:
 
         Each result also has its ``percentile`` where the collection holds two images or more. With ``exclude`` there
         is ``"not": [...]`` as well, with a crop ``"crop": "X,Y,W,H"``, where ``exact`` is false ``"recall"``, and a
-        result that hides near-duplicates has ``"num_alike"``. Paths that are not UTF-8 hold lone surrogates, which
-        ``json.dumps`` escapes by default.
+        result that hides near-duplicates has ``"num_alike"``, one whose file is not there now ``"missing": true``.
+        Paths that are not UTF-8 hold lone surrogates, which ``json.dumps`` escapes by default.
         """
         excluded = {"not": self.exclude} if self.exclude else {}
         cropped = {"crop": self.crop.text} if self.crop else {}
@@ -75,6 +77,7 @@ class SearchResult:
             "score": hit.score,
             **({} if percentile is None else {"percentile": round(percentile, 4)}),
             **({"num_alike": hit.num_alike} if hit.num_alike else {}),
+            **({"missing": True} if hit.missing else {}),
         }
 
     def write_sheet(self, path: str | os.PathLike[str]) -> None:
@@ -101,7 +104,8 @@ class SearchResult:
     def _headline(self, hit: Hit) -> str:
         percentile = self.percentile(hit)
         above = "" if percentile is None else f", above {shown_percent(percentile)} % of pairs"
-        return f"{hit.rank}. {hit.score:.4f}{above}{f', {hit.num_alike} alike' if hit.num_alike else ''}"
+        alike = f", {hit.num_alike} alike" if hit.num_alike else ""
+        return f"{hit.rank}. {hit.score:.4f}{above}{alike}{MISSING if hit.missing else ''}"
 
 
 def search(

@@ -7,12 +7,13 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from vitembed.collection.catalog import Catalog
+from vitembed.collection.lost import Offline
 from vitembed.collection.plan import Plan, Work, hash_content
 from vitembed.embeddings import unit_rows
 from vitembed.errors import BadImage, DataError, ModelError, printable
@@ -95,6 +96,24 @@ class UpdateReport:
     """Through decoding and model, while there were images to embed; 0 if there were none."""
     limit: str
     """What would have to be faster: ``decode`` or ``model``."""
+    offline: list[Offline] = field(default_factory=list)
+    """Folders that are gone, wholly or mostly, and whose images are kept (``lost.py``)."""
+    missing: list[BadImage] = field(default_factory=list)
+    """Inputs that do not exist and of which nothing is known."""
+    num_links: int = 0
+    """Images that are the same file as another one, reached in another way; each file is embedded once."""
+    passed_over: list[str] = field(default_factory=list)
+    """Folders of trash, thumbnails and other programs that were not entered."""
+    unfinished: list[str] = field(default_factory=list)
+    """Downloads in progress and temporary files that were left out."""
+
+    num_left_out: int = 0
+    """Images of a collection that this one has replaced (``rebuild``) and that it does not have."""
+
+    @property
+    def num_offline(self) -> int:
+        """Images below the inputs that are kept though they are not there."""
+        return sum(item.num_images for item in self.offline)
 
 
 class Uncommitted:
@@ -166,6 +185,8 @@ def record_plan(catalog: Catalog, plan: Plan) -> None:
     if not plan.changes_catalog():
         return
     with catalog.write():
+        if plan.roots or plan.dropped_roots:
+            catalog.set_roots(plan.roots, plan.dropped_roots)
         # Read before anything goes: two files that swapped names are each other's source.
         vectors = catalog.vectors([row.id for row, _ in plan.copied])
         catalog.delete(plan.deleted)
@@ -179,6 +200,22 @@ def record_plan(catalog: Catalog, plan: Plan) -> None:
                 mtime_ns=entry.mtime_ns,
                 content_hash=work.content_hash,
                 image_size=None if row.width is None or row.height is None else (row.width, row.height),
+                vector=vector,
+            )
+        for work in tuple(plan.returned):
+            assert work.content_hash is not None
+            found = catalog.gone_vector(work.content_hash)
+            if found is None:  # damaged
+                plan.returned.remove(work)
+                plan.embed.append(work)
+                continue
+            entry, (vector, image_size) = work.entry, found
+            catalog.insert(
+                entry.path,
+                size=entry.size,
+                mtime_ns=entry.mtime_ns,
+                content_hash=work.content_hash,
+                image_size=image_size,
                 vector=vector,
             )
         for entry, error in plan.bad:
@@ -225,10 +262,14 @@ def embed_plan(
                 if vector is None:
                     errors.append((index, BadImage(work.entry.path, "its vector is zero or not finite")))
                 else:
-                    uncommitted.add(work, vector, image_size)
+                    for each in (work, *plan.links.get(work.entry.path, ())):
+                        uncommitted.add(each, vector, image_size)
             for index, error in errors:
                 uncommitted.add_bad(plan.embed[index], error)
                 bad.append(error)
+                for other in plan.links.get(plan.embed[index].entry.path, ()):
+                    bad.append(BadImage(other.entry.path, error.reason))
+                    uncommitted.add_bad(other, bad[-1])
             done += len(batch.indices) + len(batch.bad)
             model_seconds += batch.model_seconds
             if uncommitted.is_due():
@@ -267,8 +308,10 @@ def report_plan(
         model_share: Of these, in which the model worked.
     """
     failed = {error.path for error in more_bad}
-    num_embedded = len(plan.embed) - len(more_bad)
-    good = [work for work in plan.embed if work.entry.path not in failed] + [work for _, work in plan.copied]
+    num_embedded = sum(work.entry.path not in failed for work in plan.embed)
+    linked = [work for works in plan.links.values() for work in works]
+    good = [work for work in (*plan.embed, *linked) if work.entry.path not in failed]
+    good += [*plan.returned, *(work for _, work in plan.copied)]
     num_changed = sum(work.known for work in good)
     return UpdateReport(
         added=len(good) - num_changed,
@@ -282,6 +325,11 @@ def report_plan(
         seconds=seconds,
         images_per_second=num_embedded / embed_seconds if embed_seconds else 0.0,
         limit="model" if model_share >= 0.5 else "decode",
+        offline=plan.offline,
+        missing=plan.missing,
+        num_links=plan.num_links,
+        passed_over=plan.passed_over,
+        unfinished=plan.unfinished,
     )
 
 

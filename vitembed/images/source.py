@@ -1,23 +1,40 @@
 """Folders, files and lists of files to the images in them, in a stable order and without opening a pixel."""
-# ruff: noqa: PTH100, PTH116, PTH118, PTH120, PTH122
+# ruff: noqa: PTH100, PTH116, PTH117, PTH118, PTH120, PTH122, PTH206
 # Paths stay plain strings: pathlib is slower over large trees and cannot make a path absolute without following links.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from vitembed.errors import BadImage, DataError, printable
-from vitembed.images.formats import claims_image, explain_os_error, sniff
+from vitembed.images.formats import HEAD_BYTES, claims_image, explain_os_error, format_of, sniff
+from vitembed.images.ignored import APPLE_DOUBLE, is_ignored_folder, is_silently_ignored, is_unfinished
 
-__all__ = ["FileEntry", "ImageListing", "ImageRef", "find_images", "is_image", "sniff", "walk"]
+__all__ = [
+    "FileEntry",
+    "ImageListing",
+    "ImageRef",
+    "Walk",
+    "absolute_path",
+    "find_images",
+    "is_image",
+    "is_mount",
+    "missing_error",
+    "read_path_list",
+    "sniff",
+    "split_path_list",
+    "stat_facts",
+    "walk",
+]
 
-# Bookkeeping of other programs: thumbnails, version control, archives' leftovers. Never a person's images.
-_SKIPPED_FOLDERS = frozenset({".git", ".vitembed", "@eaDir", "node_modules", "System Volume Information", "__MACOSX"})
-_SKIPPED_PREFIX = "._"  # AppleDouble resource forks carry the image's own suffix
+_LONGEST_NAME = 32_768
+"""Bytes. No file system has longer paths, so what is longer is no path."""
+_INT64 = 2**63
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +53,34 @@ class FileEntry(NamedTuple):
     path: str
     size: int
     mtime_ns: int
+    """Within 64 bits, as ``stat_facts`` gives it."""
+    device: int = 0
+    inode: int = 0
+    """0: not known. The same file reached in two ways has the same device and inode."""
+
+
+@dataclass(frozen=True)
+class Walk:
+    """What ``walk`` found."""
+
+    entries: list[FileEntry]
+    """Regular files, sorted by the bytes of their path, each path once."""
+    bad: list[BadImage]
+    """What could not be read: folders, dangling links, lines of lists."""
+    named: set[str]
+    """Paths of files that the user named outright."""
+    inputs: list[str]
+    """Absolute paths of the inputs, in their order, also of those that are missing; lists are in ``lists``."""
+    lists: dict[str, list[str]]
+    """Absolute paths in each ``@list``, by its name with the ``@``."""
+    missing: list[BadImage]
+    """Inputs that do not exist or cannot be looked at, each with its reason."""
+    passed_over: list[str]
+    """Folders of trash, thumbnails and other programs that were not entered."""
+    unfinished: list[str]
+    """Downloads in progress and temporary files that were left out."""
+    roots: dict[str, bool]
+    """Folders among the inputs, and mount points below them; whether each is a mount point."""
 
 
 @dataclass(frozen=True)
@@ -48,27 +93,58 @@ class ImageListing:
     """Files that claim to be images and are not, and what could not be read."""
     num_other: int
     """Files that neither look nor claim to be images."""
+    passed_over: list[str] = field(default_factory=list)
+    """Folders of trash, thumbnails and other programs that were not entered."""
+    unfinished: list[str] = field(default_factory=list)
+    """Downloads in progress and temporary files that were left out."""
 
 
-def walk(
-    inputs: Sequence[str | os.PathLike[str]], *, follow_symlinks: bool = False
-) -> tuple[list[FileEntry], list[BadImage]]:
+def stat_facts(status: os.stat_result) -> tuple[int, int]:
+    """Size and mtime_ns of a file, as they can be stored: a time beyond 64 bits becomes the last that fits."""
+    return status.st_size, min(max(status.st_mtime_ns, -_INT64), _INT64 - 1)
+
+
+def absolute_path(path: str | os.PathLike[str]) -> str:
+    """The path from the root, links kept; ``..`` behind a link leads where the system would go."""
+    text = os.fsdecode(path)
+    if ".." in text.replace(os.altsep or os.sep, os.sep).split(os.sep):
+        real = os.path.realpath(text)
+        if real != os.path.realpath(os.path.abspath(text)):
+            return real
+    return os.path.abspath(text)
+
+
+def walk(inputs: Sequence[str | os.PathLike[str]], *, follow_symlinks: bool = False, missing_ok: bool = False) -> Walk:
     """Every regular file in the inputs, sorted by the bytes of its path, each path once; and what could not be read.
 
-    Costs stat calls only. Pipes, sockets and devices are left out, as are folders of other programs (``.git``,
-    ``@eaDir``, ...) and ``._*`` files, unless named outright.
+    Costs stat calls only. Pipes, sockets and devices are left out, as are folders of trash, thumbnails and other
+    programs (``ignored.py``), unfinished downloads, and ``._*`` files, unless named outright.
 
     Args:
-        inputs: Folders (recursive), files, and ``@list.txt`` (one path per line, relative to the list's folder; blank
-            lines and lines that start with ``#`` are skipped). A file ``@name`` is given as ``./@name``.
+        inputs: Folders (recursive), files, and ``@list.txt`` (see ``read_path_list``). A file ``@name`` is given as
+            ``./@name``.
         follow_symlinks: Enter linked folders too, each real folder once, so loops end. Links to files, and inputs that
             are links themselves, are always followed.
+        missing_ok: List inputs that do not exist in ``missing`` and go on, as long as they are paths.
 
     Raises:
-        DataError: If an input does not exist or is neither a file nor a folder, or a list cannot be read.
+        DataError: If an input does not exist (without ``missing_ok``) or is neither a file nor a folder, or a list
+            cannot be read.
     """
     found = _find(inputs, follow_symlinks)
-    return found.entries(), found.bad
+    if found.missing and not missing_ok:
+        raise missing_error(found.missing)
+    return Walk(
+        found.entries(),
+        found.bad,
+        found.named,
+        found.inputs,
+        found.lists,
+        found.missing,
+        found.passed_over,
+        found.unfinished,
+        found.roots(),
+    )
 
 
 def find_images(inputs: Sequence[str | os.PathLike[str]], *, follow_symlinks: bool = False) -> ImageListing:
@@ -78,6 +154,8 @@ def find_images(inputs: Sequence[str | os.PathLike[str]], *, follow_symlinks: bo
         DataError: As ``walk``.
     """
     found = _find(inputs, follow_symlinks)
+    if found.missing:
+        raise missing_error(found.missing)
     refs: list[ImageRef] = []
     bad = list(found.bad)
     num_other = 0
@@ -89,7 +167,8 @@ def find_images(inputs: Sequence[str | os.PathLike[str]], *, follow_symlinks: bo
                 num_other += 1
         except BadImage as error:
             bad.append(error)
-    return ImageListing(refs, sorted(bad, key=lambda error: os.fsencode(error.path)), num_other)
+    bad.sort(key=lambda error: os.fsencode(error.path))
+    return ImageListing(refs, bad, num_other, found.passed_over, found.unfinished)
 
 
 def is_image(path: str, *, named: bool = False) -> bool:
@@ -122,13 +201,49 @@ class _Found:
         self.files: dict[str, FileEntry] = {}
         self.named: set[str] = set()
         self.bad: list[BadImage] = []
+        self.inputs: list[str] = []
+        self.lists: dict[str, list[str]] = {}
+        self.missing: list[BadImage] = []
+        self.passed_over: list[str] = []
+        self.unfinished: list[str] = []
+        self.folders = set[str]()
+        """Those among the inputs."""
+        self.elsewhere = set[str]()
+        """Folders with files on another device than their input."""
 
     def entries(self) -> list[FileEntry]:
         return sorted(self.files.values(), key=lambda entry: os.fsencode(entry.path))
 
     def add(self, path: str, status: os.stat_result) -> None:
         if stat.S_ISREG(status.st_mode):
-            self.files[path] = FileEntry(path, status.st_size, status.st_mtime_ns)
+            self.files[path] = FileEntry(path, *stat_facts(status), status.st_dev, status.st_ino)
+
+    def roots(self) -> dict[str, bool]:
+        """Folders among the inputs and mount points below them, and which of them are mount points."""
+        found = {path: is_mount(path) for path in self.folders}
+        for folder in self.elsewhere:
+            while folder not in found and folder != os.path.dirname(folder):
+                if is_mount(folder):
+                    found[folder] = True
+                folder = os.path.dirname(folder)
+        return found
+
+
+_NO_SUCH = "no such file or folder"
+
+
+def missing_error(missing: Sequence[BadImage]) -> DataError:
+    """The error for the first of inputs that are missing."""
+    error = missing[0]
+    return DataError(f"{_NO_SUCH}: {printable(error.path)}" if error.reason == _NO_SUCH else str(error))
+
+
+def is_mount(path: str) -> bool:
+    """Whether another file system begins at this folder."""
+    try:
+        return os.path.ismount(os.path.realpath(path))
+    except (OSError, ValueError):
+        return False
 
 
 def _find(inputs: Sequence[str | os.PathLike[str]], follow_symlinks: bool) -> _Found:
@@ -138,24 +253,46 @@ def _find(inputs: Sequence[str | os.PathLike[str]], follow_symlinks: bool) -> _F
     for item in inputs:
         text = os.fsdecode(item)
         if text.startswith("@"):
-            for path in _read_list(text[1:]):
-                try:
-                    status = os.stat(path)
-                except (OSError, ValueError) as error:
-                    found.bad.append(BadImage(path, explain_os_error(error)))
-                else:
-                    _add_named(found, path, status, follow_symlinks)
+            found.lists[text] = _find_listed(found, text[1:], follow_symlinks)
             continue
-        path = os.path.abspath(text)
+        if "\0" in text:
+            raise DataError(f"{printable(text)!r}: a path holds no null byte")
+        path = absolute_path(text)
+        found.inputs.append(path)
         try:
             status = os.stat(path)
-        except FileNotFoundError:
-            raise DataError(f"no such file or folder: {printable(text)}") from None
+        except (FileNotFoundError, NotADirectoryError):
+            found.missing.append(BadImage(path, _NO_SUCH))
+            continue
         except (OSError, ValueError) as error:
-            raise DataError(f"{printable(text)}: {explain_os_error(error)}") from error
+            found.missing.append(BadImage(path, explain_os_error(error)))
+            continue
         if not _add_named(found, path, status, follow_symlinks):
             raise DataError(f"{printable(text)} is neither a file nor a folder")
     return found
+
+
+def _find_listed(found: _Found, name: str, follow_symlinks: bool) -> list[str]:
+    """Look at what a list names; what is not there is bad, with a hint where it lies beside the list."""
+    listed, num_missing = list[str](), len(found.missing)
+    for line in read_path_list(name):
+        path = absolute_path(line)
+        listed.append(path)
+        try:
+            _add_named(found, path, os.stat(path), follow_symlinks)
+        except (OSError, ValueError) as error:
+            reason = explain_os_error(error)
+            beside = os.path.join(os.path.dirname(os.path.abspath(name)), line)
+            if not os.path.isabs(line) and os.path.lexists(beside):
+                reason += (
+                    f": names in @{printable(name)} count from the current folder; it lies beside the list, "
+                    f"as {printable(beside)}"
+                )
+            found.bad.append(BadImage(path, reason))
+        # A line of a list never stops the rest.
+        found.bad += found.missing[num_missing:]
+        del found.missing[num_missing:]
+    return listed
 
 
 def _add_named(found: _Found, path: str, status: os.stat_result, follow_symlinks: bool) -> bool:
@@ -167,26 +304,58 @@ def _add_named(found: _Found, path: str, status: os.stat_result, follow_symlinks
     return stat.S_ISREG(status.st_mode)
 
 
-def _read_list(name: str) -> Iterator[str]:
-    list_path = os.path.abspath(name)
+def read_path_list(name: str | os.PathLike[str]) -> list[str]:
+    """The paths in a list, as they stand there: relative ones count from the current folder, as for every other tool.
+
+    One path a line, or each ended by a NUL (``find -print0``). In lines, blank ones and those that start with ``#``
+    are passed over. UTF-16 with its mark, as some Windows programs write it, is read too.
+
+    Raises:
+        DataError: If the list cannot be read, or is no text.
+    """
     try:
-        with open(list_path, "rb") as file:
+        with open(os.path.abspath(os.fspath(name)), "rb") as file:
             data = file.read()
     except (OSError, ValueError) as error:
         raise DataError(f"list of images @{printable(name)}: {explain_os_error(error)}") from error
+    try:
+        return split_path_list(data)
+    except ValueError as error:
+        raise DataError(f"@{printable(name)} is not a list of paths: {error}") from error
+
+
+def split_path_list(data: bytes) -> list[str]:
+    """The paths in the bytes of a list (see ``read_path_list``).
+
+    Raises:
+        ValueError: If it is no list of paths.
+    """
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")) and b"\0" in data:
+        with contextlib.suppress(UnicodeError):  # a name that only begins like the mark
+            if "\0" not in (text := data.decode("utf-16")):
+                data = os.fsencode(text)
+    data = data.removeprefix(b"\xef\xbb\xbf")
     if b"\0" in data:
-        raise DataError(f"@{printable(name)} is not a list of paths: it must be text, one path per line")
-    folder = os.path.dirname(list_path)
-    for raw in data.removeprefix(b"\xef\xbb\xbf").split(b"\n"):
+        names = [name for name in data.split(b"\0") if name]
+    else:
         # A name may end in spaces, so only the line end goes.
-        line = raw.removesuffix(b"\r")
-        if line.strip() and not line.lstrip().startswith(b"#"):
-            yield os.path.abspath(os.path.join(folder, os.fsdecode(line)))
+        lines = (line.removesuffix(b"\r") for line in data.split(b"\n"))
+        names = [line for line in lines if line.strip() and not line.lstrip().startswith(b"#")]
+    is_binary = format_of(data[:HEAD_BYTES]) is not None or not data.strip(b"\0")
+    if data and (is_binary or any(len(name) > _LONGEST_NAME for name in names)):
+        raise ValueError("it must be text, one path per line, or paths that end in NUL each")
+    return [os.fsdecode(name) for name in names]
 
 
 def _walk_folder(found: _Found, root: str, follow_symlinks: bool) -> None:
     # A stack instead of recursion: trees may be deeper than Python's. Links are entered after all real folders, so
     # that a folder reachable both ways keeps its real path, and each real folder is entered once.
+    try:
+        device = os.stat(root).st_dev
+    except OSError as error:
+        found.missing.append(BadImage(root, explain_os_error(error)))
+        return
+    found.folders.add(root)
     pending, links, entered = [root], list[str](), set[tuple[int, int]]()
     while pending or links:
         if not pending:
@@ -202,23 +371,37 @@ def _walk_folder(found: _Found, root: str, follow_symlinks: bool) -> None:
             with os.scandir(folder) as listing:
                 children = list(listing)
         except OSError as error:
-            found.bad.append(BadImage(folder, f"folder: {explain_os_error(error)}"))
+            if folder == root:
+                found.missing.append(BadImage(root, f"folder: {explain_os_error(error)}"))
+            else:
+                found.bad.append(BadImage(folder, f"folder: {explain_os_error(error)}"))
             continue
         for child in children:
-            _visit(found, child, pending, links if follow_symlinks else None)
+            _visit(found, child, pending, links if follow_symlinks else None, device)
 
 
-def _visit(found: _Found, child: os.DirEntry[str], pending: list[str], links: list[str] | None) -> None:
+def _visit(found: _Found, child: os.DirEntry[str], pending: list[str], links: list[str] | None, device: int) -> None:
     try:
-        if child.is_dir(follow_symlinks=False):
-            if child.name not in _SKIPPED_FOLDERS:
-                pending.append(child.path)
-        elif child.is_dir():
-            if links is not None and child.name not in _SKIPPED_FOLDERS:
+        if child.is_dir():
+            if child.is_symlink() and links is None:
+                return
+            if is_ignored_folder(child.path):
+                if not is_silently_ignored(child.name):
+                    found.passed_over.append(child.path)
+            elif child.is_symlink():
+                assert links is not None
                 links.append(child.path)
-        elif not child.name.startswith(_SKIPPED_PREFIX):
+            else:
+                pending.append(child.path)
+        elif not child.name.startswith(APPLE_DOUBLE):
             # Not child.stat(): on Windows that one may be out of date.
-            found.add(child.path, os.stat(child.path))
+            status = os.stat(child.path)
+            if is_unfinished(child.name):
+                found.unfinished.append(child.path)
+                return
+            found.add(child.path, status)
+            if status.st_dev != device and not child.is_symlink():
+                found.elsewhere.add(os.path.dirname(child.path))
     except OSError as error:
         # Editors leave dangling links as locks; one that claims to be an image is worth a line.
         if claims_image(child.path):

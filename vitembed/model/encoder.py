@@ -18,6 +18,7 @@ from vitembed.device import resolve_device
 from vitembed.embeddings import Embeddings
 from vitembed.errors import BadImage, ConfigError, DataError
 from vitembed.images.decode_gpu import GpuJpegs
+from vitembed.images.ignored import log_passed_over
 from vitembed.images.loader import load_batches
 from vitembed.images.preprocess import Preprocess
 from vitembed.images.source import ImageRef, find_images
@@ -234,6 +235,7 @@ def _listed(inputs: Sequence[str | os.PathLike[str]]) -> tuple[list[ImageRef], l
             refs.append(ImageRef(os.path.abspath(name)))  # noqa: PTH100 - links are kept
         else:
             listing = find_images([item])
+            log_passed_over(listing.passed_over, listing.unfinished)
             refs += listing.refs
             bad += listing.bad
     return refs, bad

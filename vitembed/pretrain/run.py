@@ -16,6 +16,7 @@ from vitembed.atomic import make_folders
 from vitembed.config import PretrainConfig, to_dict
 from vitembed.errors import BadImage, ConfigError, DataError
 from vitembed.images.cache import ImageCache
+from vitembed.images.ignored import log_passed_over
 from vitembed.images.preprocess import Preprocess
 from vitembed.images.source import ImageListing, ImageRef, find_images
 from vitembed.lock import exclusive
@@ -151,6 +152,7 @@ def _pretrain(
     check_model_folder(model_dir)
     inputs = [images] if isinstance(images, (str, os.PathLike)) else list(images)
     listing = find_images(inputs)
+    log_passed_over(listing.passed_over, listing.unfinished)
     if len(listing.refs) < MIN_IMAGES:
         raise DataError(
             f"{len(listing.refs)} images in {', '.join(map(str, inputs))}: pretraining needs at least {MIN_IMAGES}, "

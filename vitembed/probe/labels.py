@@ -11,11 +11,10 @@ import numpy as np
 
 from vitembed.csv_text import read_csv
 from vitembed.errors import BadImage, DataError, printable
+from vitembed.images.ignored import APPLE_DOUBLE, is_ignored_folder, is_silently_ignored, log_passed_over
 from vitembed.images.source import ImageRef, find_images, is_image
 from vitembed.probe.split import SPLIT_NAMES
 
-_NO_CLASS = (".", "@eaDir", "__MACOSX")
-"""Beginnings of folder names that are other programs' bookkeeping, not classes."""
 EXPECTED = (
     "expected class sub-folders, train and test folders of them, or a CSV file with columns path,label[,split][,group]"
 )
@@ -91,7 +90,9 @@ def _read_folder(root: Path) -> LabelledImages:
     labels: list[str] = []
     split: list[str] = []
     bad: list[BadImage] = []
+    passed_over, unfinished = list[str](), list[str]()
     for section, part in parts or [(root, "")]:
+        passed_over += [child.path for child in os.scandir(section) if child.is_dir() and is_ignored_folder(child.path)]
         classes, loose = _children(section)
         bad += _unlabelled(loose, "not in a class folder")
         for folder in classes:
@@ -100,6 +101,9 @@ def _read_folder(root: Path) -> LabelledImages:
             labels += [printable(folder.name)] * len(listing.refs)
             split += [part] * len(listing.refs)
             bad += listing.bad
+            passed_over += listing.passed_over
+            unfinished += listing.unfinished
+    log_passed_over([path for path in passed_over if not is_silently_ignored(Path(path).name)], unfinished)
     if parts:
         others = sorted(set(folders) - {section for section, _ in parts})
         outside = find_images(others).refs if others else []
@@ -127,8 +131,13 @@ def _children(folder: Path) -> tuple[list[Path], list[Path]]:
         children = sorted(Path(os.path.abspath(folder)).iterdir(), key=os.fsencode)  # noqa: PTH100  links stay links
     except OSError as error:
         raise DataError(f"folder {printable(folder)} cannot be read: {error.strerror}") from error
-    folders = [child for child in children if child.is_dir() and not child.name.startswith(_NO_CLASS)]
-    return folders, [child for child in children if child.is_file() and not child.name.startswith("._")]
+    folders = [child for child in children if child.is_dir() and not _is_no_class(child)]
+    return folders, [child for child in children if child.is_file() and not child.name.startswith(APPLE_DOUBLE)]
+
+
+def _is_no_class(folder: Path) -> bool:
+    """Whether a folder is hidden, or of another program: no class."""
+    return folder.name.startswith(".") or is_ignored_folder(os.fspath(folder))
 
 
 def _unlabelled(files: Sequence[Path], reason: str) -> list[BadImage]:

@@ -26,6 +26,7 @@ from vitembed.collection.finding.whole_image import are_alike, is_long, whole_im
 from vitembed.collection.same_file import link_rank
 from vitembed.collection.search import common_threshold
 from vitembed.errors import DataError
+from vitembed.images.source import stat_facts
 
 DUPLICATE_THRESHOLD = 0.98
 RULE = (
@@ -377,7 +378,7 @@ class _Groups:
             image = self._facts[place]
             status = None if image.external or image.size < 0 else _status(image.path)
             if not (image.external or image.size < 0) and (
-                status is None or (status.st_size, status.st_mtime_ns) != (image.size, image.mtime_ns)
+                status is None or stat_facts(status) != (image.size, image.mtime_ns)
             ):
                 self.num_stale += place != places[0]
                 continue

@@ -48,6 +48,14 @@ def vector_checksum(row: int, vector: bytes) -> int:
         return -1
 
 
+def gone_checksum(content_hash: bytes, size: int, width: int | None, height: int | None, vector: bytes) -> int:
+    """Of a kept vector and the content that it belongs to."""
+    try:
+        return zlib.crc32(vector, zlib.crc32(repr((content_hash, size, width, height)).encode()))
+    except (TypeError, AttributeError):
+        return -1
+
+
 def meta_checksum(values: Mapping[str, Any]) -> int:
     """Of all facts in ``meta`` but the checksum itself."""
     kept = sorted((key, value) for key, value in values.items() if key != "checksum")

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sqlite3
 import urllib.parse
@@ -15,6 +16,8 @@ from vitembed.collection.store.filesystem import is_network
 from vitembed.errors import CollectionError, printable
 
 BUSY_SECONDS = 10
+
+log = logging.getLogger("vitembed")
 
 
 class DamagedError(CollectionError):
@@ -53,6 +56,12 @@ def connect(file: Path, mode: str) -> sqlite3.Connection:
             connection.execute("PRAGMA trusted_schema = OFF")
             connection.execute("PRAGMA cell_size_check = ON")
             connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            if "immutable" in options and _size_of(file.with_name(f"{file.name}-wal")):
+                log.warning(
+                    "%s: its last changes are in a log that cannot be read on a medium without write access, so they "
+                    "are not seen: open it once where it can be written",
+                    printable(file),
+                )
             return connection
         except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             connection.close()
@@ -60,6 +69,13 @@ def connect(file: Path, mode: str) -> sqlite3.Connection:
     with explained(file):
         assert failure is not None
         raise failure
+
+
+def _size_of(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:
+        return 0
 
 
 def choose_journal(connection: sqlite3.Connection, file: Path) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 
 from vitembed.collection.store.checksums import ROW_COLUMNS, Totals, row_checksum, seal_meta, vector_checksum
-from vitembed.collection.store.schema import FORMAT_VERSION, create_tables, set_version
+from vitembed.collection.store.schema import FORMAT_VERSION, add_tables_of_3, create_tables, set_version
 from vitembed.faults import about_to
 
 _ROWS_AT_ONCE = 1_000
@@ -24,9 +24,13 @@ def migrate(connection: sqlite3.Connection) -> bool:
         if version >= FORMAT_VERSION:
             connection.execute("ROLLBACK")
             return False
-        if version != 1:
+        if version == 1:
+            _from_1(connection)
+        elif version == 2:
+            about_to("add the tables of format 3")
+            add_tables_of_3(connection)
+        else:
             raise ValueError(f"format {version}")
-        _from_1(connection)
         seal_meta(connection)
         set_version(connection)
         about_to("commit the migration")

@@ -11,7 +11,14 @@ from typing import Any
 from vitembed.collection.store.checksums import Totals, seal_meta
 from vitembed.collection.store.connect import AbsentError, choose_journal, connect, damaged, explained
 from vitembed.collection.store.migrate import migrate
-from vitembed.collection.store.schema import FORMAT_VERSION, create_tables, has_our_tables, is_foreign, set_version
+from vitembed.collection.store.schema import (
+    FORMAT_VERSION,
+    READABLE_VERSION,
+    create_tables,
+    has_our_tables,
+    is_foreign,
+    set_version,
+)
 from vitembed.errors import CollectionError, printable
 from vitembed.faults import about_to
 
@@ -53,8 +60,7 @@ def open_file(file: Path) -> sqlite3.Connection:
     connection = connect(file, "rw" if writable else "ro")
     try:
         with explained(file):
-            _check_format(connection, file, writable)
-            if not has_our_tables(connection):
+            if not has_our_tables(connection, _check_format(connection, file, writable)):
                 raise damaged(file, "its tables are not the ones that vitembed makes")
             if writable:
                 choose_journal(connection, file)
@@ -80,7 +86,8 @@ def _fill(connection: sqlite3.Connection, facts: Mapping[str, Any]) -> None:
     connection.execute("COMMIT")
 
 
-def _check_format(connection: sqlite3.Connection, file: Path, writable: bool) -> None:
+def _check_format(connection: sqlite3.Connection, file: Path, writable: bool) -> int:
+    """The format that the file has now, after a migration where one was needed."""
     if is_foreign(connection):
         raise CollectionError(f"{printable(file)} is no vitembed collection")
     version = int(connection.execute("PRAGMA user_version").fetchone()[0])
@@ -93,6 +100,8 @@ def _check_format(connection: sqlite3.Connection, file: Path, writable: bool) ->
     if version < 1:
         raise damaged(file, "no format version")
     if version < FORMAT_VERSION:
+        if not writable and version >= READABLE_VERSION:
+            return version
         if not writable:
             raise CollectionError(
                 f"{printable(file)} has format {version} of an older vitembed and cannot be written here: "
@@ -102,6 +111,7 @@ def _check_format(connection: sqlite3.Connection, file: Path, writable: bool) ->
             migrate(connection)
         except (ValueError, TypeError, sqlite3.IntegrityError) as error:
             raise damaged(file, error) from error
+    return FORMAT_VERSION
 
 
 def _absent(file: Path) -> AbsentError:

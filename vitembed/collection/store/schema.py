@@ -6,10 +6,13 @@ import re
 import sqlite3
 
 APPLICATION_ID = 0x76454D42  # "vEMB", which tells our files from other SQLite files
-FORMAT_VERSION = 2
-"""2: checksums of rows, vectors and facts, and the type of the vectors. 1 is migrated (``migrate.py``)."""
+FORMAT_VERSION = 3
+"""3: the folders that were indexed, and vectors of files that are gone. 2: checksums of rows, vectors and facts, and
+the type of the vectors. Older ones are migrated (``migrate.py``)."""
+READABLE_VERSION = 2
+"""From this format on a file can be searched as it is, where it cannot be written."""
 
-_STATEMENTS = (
+_STATEMENTS_2 = (
     "CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB) WITHOUT ROWID",
     """CREATE TABLE files (
     id INTEGER PRIMARY KEY AUTOINCREMENT,  -- never given twice
@@ -34,11 +37,34 @@ _STATEMENTS = (
     checksum INTEGER NOT NULL  -- checksums.vector_checksum
 )""",
 )
+_STATEMENTS_3 = (
+    """CREATE TABLE roots (
+    path BLOB PRIMARY KEY,    -- a folder that was named to be indexed, or a mount point below one; stored as in files
+    is_mount INTEGER NOT NULL  -- 1: another file system began there
+) WITHOUT ROWID""",
+    # Not found by any search: only an update looks here, for files that come back, perhaps under another name.
+    """CREATE TABLE gone (
+    content_hash BLOB PRIMARY KEY,
+    size INTEGER NOT NULL,     -- of the file
+    width INTEGER,
+    height INTEGER,
+    vector BLOB NOT NULL,
+    checksum INTEGER NOT NULL  -- checksums.gone_checksum
+) WITHOUT ROWID""",
+    "CREATE INDEX gone_size ON gone (size)",
+)
 
 
 def create_tables(connection: sqlite3.Connection) -> None:
     """Make the empty tables; inside a transaction."""
-    for statement in _STATEMENTS:
+    for statement in _STATEMENTS_2:
+        connection.execute(statement)
+    add_tables_of_3(connection)
+
+
+def add_tables_of_3(connection: sqlite3.Connection) -> None:
+    """Make the empty tables that format 2 did not have; inside a transaction."""
+    for statement in _STATEMENTS_3:
         connection.execute(statement)
 
 
@@ -54,10 +80,11 @@ def is_foreign(connection: sqlite3.Connection) -> bool:
     return bool(tables) and connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID
 
 
-def has_our_tables(connection: sqlite3.Connection) -> bool:
-    """Whether the tables are exactly those that this version makes: no column missing, no trigger slipped in."""
+def has_our_tables(connection: sqlite3.Connection, version: int = FORMAT_VERSION) -> bool:
+    """Whether the tables are exactly those of a format: no column missing, no trigger slipped in."""
     found = connection.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite_%'")
-    return sorted(_plain(row[0]) for row in found) == sorted(map(_plain, _STATEMENTS))
+    expected = (*_STATEMENTS_2, *(_STATEMENTS_3 if version >= 3 else ()))
+    return sorted(_plain(row[0]) for row in found) == sorted(map(_plain, expected))
 
 
 def _plain(statement: object) -> str:
