@@ -11,6 +11,7 @@ from typing import Any
 from vitembed.errors import ModelError, VitembedError
 from vitembed.images.preprocess import Preprocess
 from vitembed.model.checkpoint import SavedModel, read_model
+from vitembed.model.kept import named_model
 from vitembed.model.names import public_source, refuse_unknown
 from vitembed.model.public import Foreign, find_foreign, read_foreign
 from vitembed.model.timm_encoder import INSTALL, NOT_TRAINED, TimmEncoder, is_installed, read_timm
@@ -96,11 +97,10 @@ def _place(model: str | os.PathLike[str] | None) -> str:
                 "or name a model folder or a public model with --model"
             )
         return os.fspath(workspace.model_dir)
-    path = Path(model)
-    if not path.exists() and len(path.parts) == 1:
+    if not Path(model).exists():
         with contextlib.suppress(VitembedError):
-            named = find_workspace().dir / "models" / path.name
-            if named.exists():
+            named = named_model(os.fspath(model), find_workspace())
+            if named is not None:
                 return os.fspath(named)
     return os.fspath(model)
 
