@@ -20,7 +20,7 @@ from vitembed.images.source import ImageListing, ImageRef, find_images
 from vitembed.lock import exclusive
 from vitembed.model.kept import keep_finished
 from vitembed.model.late import stated_fingerprint
-from vitembed.pretrain.decoding import decode_once
+from vitembed.pretrain.decoding import decode_once, refuse_one_picture
 from vitembed.pretrain.keep.files import BEST_DIR, LOCK_FILE, REPORT_FILE, RUN_FILE
 from vitembed.pretrain.keep.run_folder import (
     RESUME_ON,
@@ -265,6 +265,8 @@ def _run(
         raise ConfigError(
             f"{len(cache.refs)} images are too few for {devices * num_nodes} devices: lower trainer.devices"
         )
+
+    refuse_one_picture(cache)
 
     # Only now: torch and Lightning take seconds to import, which count towards the budget but delay no error above.
     import torch

@@ -184,7 +184,8 @@ def _refuse_other_images(
         if not images.lost:
             ways.append(f"finish on the {old['num_images']:,} images that it began with: --resume-on recorded")
         else:
-            why_not = f" ({len(images.lost):,} of its images are gone or changed, so it cannot be finished on them)"
+            be = "is" if len(images.lost) == 1 else "are"
+            why_not = f" ({len(images.lost):,} of its images {be} gone or changed, so it cannot be finished on them)"
     if _takes_new_images(config):
         ways.append("go on from its weights with the images of today: --resume-on new")
     ways.append(f"start again: --fresh (its training state is kept in runs/{interrupted_name(run_dir.name)})")
@@ -254,8 +255,8 @@ def recorded_images(run_dir: Path) -> list[ListedImage]:
     lost = changes_since(listed, []).lost
     if lost:
         raise ConfigError(
-            f"--resume-on recorded: {len(lost):,} of the {len(listed):,} images that the run began with are gone or "
-            f"changed (first: {printable(lost[0])}): bring them back, or use --resume-on new or --fresh"
+            f"--resume-on recorded: gone or changed since the run began, {len(lost):,} of its {len(listed):,} images "
+            f"(first: {printable(lost[0])}): bring them back, or use --resume-on new or --fresh"
         )
     return listed
 
