@@ -28,6 +28,7 @@ from vitembed.pretrain.keep.image_list import (
     read_image_list,
     write_image_list,
 )
+from vitembed.pretrain.left_out import counted
 from vitembed.recipes import differences, flat
 
 log = logging.getLogger("vitembed")
@@ -182,7 +183,7 @@ def _refuse_other_images(
     why_not = ""
     if isinstance(images, ImageChanges):
         if not images.lost:
-            ways.append(f"finish on the {old['num_images']:,} images that it began with: --resume-on recorded")
+            ways.append(f"finish on the {counted(old['num_images'], 'image')} that it began with: --resume-on recorded")
         else:
             be = "is" if len(images.lost) == 1 else "are"
             why_not = f" ({len(images.lost):,} of its images {be} gone or changed, so it cannot be finished on them)"
@@ -281,9 +282,9 @@ def note_threads(run_dir: Path, num_threads: int) -> None:
     if before != num_threads:
         if before is not None:
             log.info(
-                "this part of the run computes with %d threads, the one before with %d: sums are rounded in another "
+                "this part of the run computes with %s, the one before with %d: sums are rounded in another "
                 "order, so the weights will not be those of an uninterrupted run to the last bit",
-                num_threads,
+                counted(num_threads, "thread"),
                 before,
             )
         write_state(run_dir, {**state, "num_threads": num_threads})
