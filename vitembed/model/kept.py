@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from vitembed.atomic import fsync_directory
 from vitembed.errors import printable
 from vitembed.model.late import stated_fingerprint
 from vitembed.workspace import Workspace
@@ -90,6 +91,8 @@ def keep_finished(model_dir: Path, workspace: Workspace) -> Iterator[None]:
     kept = free_name(workspace.dir / "models" / kept_name(model_dir.name, old))
     kept.parent.mkdir(parents=True, exist_ok=True)
     model_dir.rename(kept)
+    for parent in {model_dir.parent, kept.parent}:
+        fsync_directory(parent)
     try:
         yield
     except BaseException:

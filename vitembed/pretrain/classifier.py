@@ -143,7 +143,7 @@ class ViTClassifier(pl.LightningModule):
         A run without an end keeps the peak rate.
         """
         optimizer = torch.optim.AdamW(parameter_groups(self, self.weight_decay), lr=self.lr)
-        total = self.trainer.estimated_stepping_batches
+        total = float(self.trainer.estimated_stepping_batches)
 
         def factor(step: int) -> float:
             progress = self._progress(step, total)
