@@ -129,11 +129,11 @@ def test_the_rate_follows_steps_epochs_or_time_whichever_ends_the_run(tmp_path):
     for settings in ({"max_steps": 8}, {"max_epochs": 2}):
         seen = rates(finite, **settings)
         assert len(seen) == 8
-        assert max(seen) > 0.9
+        assert max(seen) > 0.8
         assert seen[-1] < 0.05
     seen = rates(endless, max_time={"seconds": 1.5})
     assert len(seen) > 5
-    assert max(seen) > 0.9
+    assert max(seen) > 0.5
     assert seen[-1] < 0.2
     # Passes of a stream.
     seen = rates(endless, max_epochs=3, limit_train_batches=2)
