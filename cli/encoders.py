@@ -8,14 +8,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitembed.errors import ModelError, VitembedError
+from vitembed.errors import ModelError, VitembedError, printable
 from vitembed.workspace import Workspace, find_workspace
 
 from .output import note
 
 if TYPE_CHECKING:
+    from vitembed.collection.collection import Collection
     from vitembed.model.encoder import Encoder
     from vitembed.model.late import LateEncoder
+    from vitembed.probe.saving import SavedProbe
 
 
 def open_encoder(
@@ -56,19 +58,42 @@ def model_path(model: str | None, workspace: Path | None) -> str | None:
         return model  # a public name needs none
     if model is None:
         return os.fspath(place.model_dir)
-    return os.fspath(place.find_model(model) or model)
+    from vitembed.model.kept import named_model
+
+    named = named_model(model, place)
+    return model if named is None else os.fspath(named)
 
 
-def recorded_model(meta: Mapping[str, Any], workspace: Workspace) -> str | None:
-    """The model that an index was made with, unless that is the workspace's own or is gone."""
+def recorded_model(collection: Collection, workspace: Workspace) -> str | None:
+    """The model that an index was made with: where it was read, else the workspace's one with its fingerprint.
+
+    None where an index has no model, as of vectors from elsewhere.
+
+    Raises:
+        ModelError: If it is nowhere to be found.
+    """
+    from vitembed.model.kept import has_fingerprint, model_with
+    from vitembed.model.late import stated_fingerprint
     from vitembed.model.names import public_source
 
-    recorded = meta.get("model_path")
-    if not isinstance(recorded, str):
-        return None
-    if not Path(recorded).is_absolute():  # a public name with its revision
-        return recorded if public_source(recorded) is not None else None
-    return recorded if Path(recorded).exists() and Path(recorded) != workspace.model_dir else None
+    meta, fingerprint = collection.meta, collection.fingerprint
+    recorded, speed = meta.get("model_path"), recorded_speed(meta)
+    if isinstance(recorded, str) and not Path(recorded).is_absolute() and public_source(recorded) is not None:
+        return recorded  # a public name with its revision
+    path = Path(recorded) if isinstance(recorded, str) else Path()
+    # Files of other projects state no fingerprint: it is compared when they are read.
+    is_it = stated_fingerprint(path) is None or has_fingerprint(path, fingerprint, speed)
+    if path.is_absolute() and path.exists() and is_it:
+        return os.fspath(path)
+    found = model_with(fingerprint, workspace, speed=speed)
+    if found is not None or not fingerprint:
+        return None if found is None else os.fspath(found)
+    theirs = f" ({printable(recorded)})" if isinstance(recorded, str) else ""
+    raise ModelError(
+        f"the index in {printable(workspace.index_dir)} holds vectors of encoder {fingerprint[:12]}{theirs}, and no "
+        f"model in {printable(workspace.dir)} is that one: name it with --model, or make the index again with today's "
+        "(vitembed index IMAGES --rebuild)"
+    )
 
 
 def recorded_speed(meta: Mapping[str, Any]) -> str:
@@ -92,22 +117,40 @@ def index_encoder(
     from vitembed.collection.collection import Collection
     from vitembed.model.late import LateEncoder, noted_fingerprint, stated_fingerprint
 
-    named, at, dim, made_by = model, speed or "exact", 0, None
+    named, at, dim, made_by, lost = model, speed or "exact", 0, None, None
     if not rebuild:
         with suppress(VitembedError):  # no index yet, or an unreadable one: what follows says so
             place = find_workspace(workspace)
             with Collection.open(place.index_dir) as collection:
                 if collection.holds_nothing():
                     raise VitembedError("it binds nobody to its model")
-                named = model or recorded_model(collection.meta, place)
                 at = speed or recorded_speed(collection.meta)
                 dim, made_by = collection.dim, collection.fingerprint
+                if model is None:
+                    try:
+                        named = recorded_model(collection, place)
+                        _say_which(named, collection, place)
+                    except ModelError as error:
+                        lost = error
             source = named or os.fspath(place.model_dir)
             stated = stated_fingerprint(Path(source)) if at == "exact" else None
             if made_by in (stated, noted_fingerprint(place.index_dir, source, at)):
                 return LateEncoder(made_by, dim, lambda: open_noted(place, made_by, named, workspace, at, gpu_decode))
+    if lost is not None:
+        raise lost
     source = model_or_public(named, workspace)
     return LateEncoder.of(open_encoder(source, workspace, speed=at, gpu_decode=gpu_decode))
+
+
+def _say_which(named: str | None, collection: Collection, place: Workspace) -> None:
+    """Say so where the index keeps to its own model, though another one has taken that model's place."""
+    if named is None or collection.meta.get("model_path") in (named, None):
+        return
+    if Path(named) != place.model_dir and place.model_dir.is_dir():
+        note(
+            f"the index holds vectors of encoder {collection.fingerprint[:12]}, now in {printable(named)}, and is kept "
+            f"up to date with it; with the model in {printable(place.model_dir)}: --rebuild"
+        )
 
 
 def open_noted(
@@ -160,16 +203,22 @@ def model_or_public(model: str | None, workspace: Path | None) -> str:
     return model
 
 
-def encoder_of_probe(meta: Mapping[str, Any], model: str | None, workspace: Path | None) -> Encoder:
-    """The encoder that a saved probe names, unless ``--model`` names one; where it is gone, the workspace's.
+def encoder_of_probe(saved: SavedProbe, model: str | None, workspace: Path | None) -> Encoder:
+    """The encoder that a saved probe belongs to, unless ``--model`` names one; where it is gone, the workspace's.
 
     A probe may come from anybody, so of public names only those of the catalogue are followed.
     """
+    from vitembed.model.kept import model_with
     from vitembed.model.names import public_source
 
-    recorded, pool = meta.get("model"), meta.get("pool")
+    meta = saved.meta
+    recorded, pool, speed = meta.get("model"), meta.get("pool"), recorded_speed(meta)
+    if model is None:
+        with suppress(VitembedError):  # without a workspace there is only what is recorded
+            found = model_with(saved.fingerprint, find_workspace(workspace), speed=speed)
+            model = None if found is None else os.fspath(found)
     if model is None and isinstance(recorded, str):
         source = public_source(recorded)
         if os.path.lexists(recorded) or (source is not None and source.row is not None):
             model = recorded
-    return open_encoder(model, workspace, pool=pool if isinstance(pool, str) else None, speed=recorded_speed(meta))
+    return open_encoder(model, workspace, pool=pool if isinstance(pool, str) else None, speed=speed)

@@ -48,8 +48,18 @@ def finetune(
         str, typer.Option(metavar="NAME", help="What to call the model in the workspace: letters, digits, - and _.")
     ] = "finetuned",
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Start anew instead of going on with an interrupted run.")
+        bool,
+        typer.Option(
+            "--fresh", help="Train again; what an interrupted or finished run left is kept under another name."
+        ),
     ] = False,
+    resume_on: Annotated[
+        str | None,
+        typer.Option(
+            metavar="recorded",
+            help="Finish an interrupted run on the images and labels that it began with, though others have come.",
+        ),
+    ] = None,
     time_budget: Annotated[
         str | None, typer.Option(metavar="TIME", help="End in this time at the latest, such as 30s, 20m or 2h.")
     ] = None,
@@ -69,7 +79,8 @@ def finetune(
 
     The test images are those of vitembed probe with the same seed and share; nothing is learned or chosen by them. The
     model goes to .vitembed/models/NAME, the classifier on its vectors to probe.safetensors in there. Ctrl-C saves and
-    stops; the same command then goes on where it stopped.
+    stops; the same command then goes on where it stopped. A finished model is never overwritten: with --fresh it is
+    kept as NAME@FINGERPRINT.
 
     \b
     Examples:
@@ -96,6 +107,7 @@ def finetune(
         workspace=find_workspace(workspace, create=True),
         name=name,
         fresh=fresh,
+        resume_on=resume_on,
         time_budget=seconds,
         seed=seed,
         test_share=test_share,

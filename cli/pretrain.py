@@ -44,8 +44,19 @@ def pretrain(
         str, typer.Option(metavar="NAME", help="What to call the model in the workspace: letters, digits, - and _.")
     ] = "model",
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Start anew instead of going on with an interrupted run.")
+        bool,
+        typer.Option(
+            "--fresh", help="Train again; what an interrupted or finished run left is kept under another name."
+        ),
     ] = False,
+    resume_on: Annotated[
+        str | None,
+        typer.Option(
+            metavar="recorded|new",
+            help="Of an interrupted run whose images have changed: finish on those that it began with, or go on from "
+            "its weights with those of today.",
+        ),
+    ] = None,
     cache: Annotated[
         str | None,
         typer.Option(
@@ -63,7 +74,9 @@ def pretrain(
     """Learn an encoder from images, without labels.
 
     The model goes to .vitembed/model, where index and search find it. Ctrl-C saves and stops; the same command then
-    goes on where it stopped. Images that cannot be read are left out and listed at the end.
+    goes on where it stopped. A finished model is never overwritten: with --fresh it is kept as NAME@FINGERPRINT, which
+    --model takes, and an index that it made still answers. Images that cannot be read are left out and listed at the
+    end.
 
     \b
     Examples:
@@ -75,7 +88,9 @@ def pretrain(
     """  # noqa: D301
     paths, settings = split_settings(images)
     if cache is not None:
-        settings.append(f"data.cache={cache}")
+        from vitembed.recipes import given
+
+        settings += given("data.cache", cache, settings, "--cache")
     seconds = None if time_budget is None else seconds_of(time_budget)
     from vitembed.outputs import REPORT, check_outputs
     from vitembed.workspace import check_name, find_workspace
@@ -94,6 +109,7 @@ def pretrain(
         workspace=find_workspace(workspace, create=True),
         name=name,
         fresh=fresh,
+        resume_on=resume_on,
         time_budget=seconds,
     )
     if current_process().rank > 0:  # of several processes the first one speaks

@@ -176,7 +176,7 @@ def search(
 
 def _loader(model: str | None, workspace: Path | None, place: Workspace, collection: Collection) -> Any:
     def load() -> Encoder:
-        chosen = model or recorded_model(collection.meta, place)
+        chosen = model or recorded_model(collection, place)
         return open_encoder(chosen, workspace, speed=recorded_speed(collection.meta))
 
     return load

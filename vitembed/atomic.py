@@ -185,14 +185,15 @@ def _carry_over(old: Path, fresh: Path, ours: Collection[str]) -> None:
         if entry.name in ours:
             continue
         if entry.is_dir() and not entry.is_symlink():
-            shutil.copytree(entry, fresh / entry.name, symlinks=True, copy_function=_link)
+            shutil.copytree(entry, fresh / entry.name, symlinks=True, copy_function=link_or_copy)
         else:
-            _link(entry, fresh / entry.name)
+            link_or_copy(entry, fresh / entry.name)
     for folder in [item for item in fresh.rglob("*") if item.is_dir() and not item.is_symlink()]:
         fsync_directory(folder)
 
 
-def _link(source: str | Path, target: str | Path) -> None:
+def link_or_copy(source: str | Path, target: str | Path) -> None:
+    """Give a file a second name; a copy of it where the file system has no hard links."""
     try:
         os.link(source, target, follow_symlinks=False)
     except OSError:

@@ -8,24 +8,46 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vitembed.config import AUGMENT_PRESETS, AugmentConfig, to_dict
+from vitembed.config import AUGMENT_PRESETS, AugmentConfig, FinetuneConfig, to_dict
 from vitembed.errors import ConfigError
 
 C = TypeVar("C")
 
 
-def load_config(kind: type[C], source: str | Path | None = None, overrides: Sequence[str] = ()) -> C:
+_LENGTHS = ("optim.max_steps", "optim.max_epochs", "time_budget_seconds")
+_GIVES_WAY = {
+    "optim.max_steps": ("time_budget_seconds",),
+    "optim.max_epochs": ("optim.max_steps", "time_budget_seconds"),
+    "time_budget_seconds": ("optim.max_steps",),
+    "model.size": ("model.embed_dim", "model.depth", "model.num_heads"),
+    "model.img_size": ("data.cache_size", "objective.local_img_size"),
+}
+"""What a setting that the user typed would be hidden by, where a recipe or YAML file says it: that gives way."""
+
+
+def load_config(
+    kind: type[C],
+    source: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    chosen: Sequence[str] = (),
+) -> C:
     """A checked configuration: the defaults of ``kind``, then a YAML, then ``key=value`` settings.
+
+    What the user typed wins: ``optim.max_epochs=1`` on a recipe with ``max_steps`` is one pass, as the recipe's length
+    gives way.
 
     Args:
         kind: A frozen dataclass such as ``PretrainConfig``.
         source: Name of a packaged recipe, or path of a YAML file; none: defaults alone.
-        overrides: Settings such as ``optim.max_steps=60``.
+        overrides: Settings such as ``optim.max_steps=60``, as the user typed them.
+        chosen: Such settings that were chosen for the user; they come before the others.
 
     Raises:
         ConfigError: Unknown recipe or key (with a near match), wrong type, contradicting values.
@@ -37,11 +59,14 @@ def load_config(kind: type[C], source: str | Path | None = None, overrides: Sequ
         merged = OmegaConf.structured(kind)
         _set_writable(merged)
         layers: list[Any] = [_parse(read_recipe(source), source)] if source is not None else []
-        for setting in overrides:
-            key, equals, _ = setting.partition("=")
-            if not equals or not key:
-                raise ConfigError(f"setting {setting!r} is not of the form key=value, such as optim.max_steps=60")
-            layers.append(OmegaConf.from_dotlist([setting]))
+        written = _flat_layers(layers)
+        if written.get("optim.max_epochs") != dict(flat(to_dict(kind()))).get("optim.max_epochs"):
+            _refuse_two_lengths(kind, written)  # a file with all settings of a run has the default beside its length
+        typed = [_setting(setting) for setting in overrides]
+        _refuse_two_lengths(kind, _flat_layers(typed))
+        layers += [_setting(setting) for setting in chosen]
+        layers += [_setting(setting) for setting in _giving_way(kind, _flat_layers(layers), _flat_layers(typed))]
+        layers += typed
         for layer in layers:
             given = OmegaConf.to_container(layer)
             _check_keys(kind, given, "")
@@ -54,6 +79,61 @@ def load_config(kind: type[C], source: str | Path | None = None, overrides: Sequ
     return config
 
 
+def given(key: str, value: object, overrides: Sequence[str], option: str) -> list[str]:
+    """The setting that an option stands for, as ``key=value``; none where it was not given.
+
+    Raises:
+        ConfigError: If the setting was given as well, with another value.
+    """
+    if value is None:
+        return []
+    named = named_settings(None, overrides).get(key, value)
+    if named != value:
+        raise ConfigError(f"{option} {value} and {key}={named} contradict each other: leave one of them out")
+    return [f"{key}={value}"]
+
+
+def _setting(setting: str) -> Any:
+    """``key=value`` as an OmegaConf mapping."""
+    from omegaconf import OmegaConf
+
+    key, equals, _ = setting.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"setting {setting!r} is not of the form key=value, such as optim.max_steps=60")
+    return OmegaConf.from_dotlist([setting])
+
+
+def _giving_way(kind: type, below: Mapping[str, Any], typed: Mapping[str, Any]) -> list[str]:
+    """Settings by which those below give way that would hide what the user typed."""
+    defaults = dict(flat(to_dict(kind())))
+    hidden = [key for name, value in typed.items() if value is not None for key in _GIVES_WAY.get(name, ())]
+    if kind is FinetuneConfig:  # there a time budget is a limit beside the length
+        hidden = [key for key in hidden if key not in _LENGTHS or "optim.max_epochs" in typed]
+        hidden = [key for key in hidden if key != "time_budget_seconds"]
+    return [f"{key}={json.dumps(defaults[key])}" for key in hidden if key in {*below} & {*defaults} - {*typed}]
+
+
+def _refuse_two_lengths(kind: type, named: Mapping[str, Any]) -> None:
+    """Two lengths from one hand, of which one would be passed over in silence.
+
+    Raises:
+        ConfigError: With both of them.
+    """
+    for other in ("optim.max_steps", *(() if kind is FinetuneConfig else ("time_budget_seconds",))):
+        if named.get(other) is not None and named.get("optim.max_epochs") is not None:
+            raise ConfigError(
+                f"{other}={named[other]} and optim.max_epochs={named['optim.max_epochs']} contradict each other: both "
+                "say how long the run is, leave one of them out"
+            )
+
+
+def _flat_layers(layers: Sequence[Any]) -> dict[str, Any]:
+    """What some layers say together."""
+    from omegaconf import OmegaConf
+
+    return {key: value for layer in layers for key, value in flat(OmegaConf.to_container(layer))}
+
+
 def named_settings(source: str | Path | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """What a YAML and ``key=value`` settings say themselves, flat: ``{"optim.max_steps": 60}``; nothing is checked."""
     from omegaconf import OmegaConf
@@ -62,15 +142,16 @@ def named_settings(source: str | Path | None, overrides: Sequence[str] = ()) -> 
     try:
         layers = [_parse(read_recipe(source), source)] if source is not None else []
         layers += [OmegaConf.from_dotlist([setting]) for setting in overrides if "=" in setting]
-        return {key: value for layer in layers for key, value in _flat(OmegaConf.to_container(layer), "")}
+        return _flat_layers(layers)
     except OmegaConfBaseException as error:
         raise ConfigError(str(error).splitlines()[0]) from error
 
 
-def _flat(values: Any, prefix: str) -> list[tuple[str, Any]]:
+def flat(values: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """Nested settings as pairs such as ``("optim.max_steps", 60)``."""
     if not isinstance(values, dict):
         return [(prefix.removesuffix("."), values)]
-    return [pair for key, value in values.items() for pair in _flat(value, f"{prefix}{key}.")]
+    return [pair for key, value in values.items() for pair in flat(value, f"{prefix}{key}.")]
 
 
 def _augment_start(given: Any) -> dict[str, Any]:

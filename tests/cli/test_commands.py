@@ -325,6 +325,7 @@ def test_pretrain_gives_the_library_what_was_typed(vitembed, photo_folder, monke
         "config": "small",
         "name": "mine",
         "fresh": True,
+        "resume_on": None,
         "model": None,
         "time_budget": 5400.0,
     }

@@ -43,7 +43,7 @@ def test_the_page_is_one_file(workspace, tuned):
 def test_json_is_one_document_also_of_a_run_that_was_complete(vitembed, workspace, tuned):
     again = vitembed("finetune", "photos", *QUICK, "--name", "mine", "--seed", 1, "--json")
     document = json.loads(again.stdout)
-    assert "is complete already" in again.stderr
+    assert "has finished already" in again.stderr
     assert document["finetuned"]["accuracy"] == pytest.approx(
         document["linear"]["accuracy"] + document["tests"][0]["difference"]
     )

@@ -114,13 +114,18 @@ def touch_a_file(refs: list[ImageRef]) -> None:
     os.utime(refs[3].path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
 
 
-@pytest.mark.parametrize("change", ["mtime", "size", "options", "order", "fewer", "gone"])
+@pytest.mark.parametrize("change", ["mtime", "content", "size", "options", "order", "fewer", "gone"])
 def test_whatever_changes_the_rows_builds_anew(tmp_path, refs, decoded, change):
     ImageCache.build(refs, tmp_path / "cache", size=6)
     decoded.clear()
     size, options = 6, DecodeOptions()
     if change == "mtime":
         touch_a_file(refs)
+    elif change == "content":  # other pixels of the same size, and the time set back
+        data, status = bytearray(Path(refs[3].path).read_bytes()), os.stat(refs[3].path)
+        data[-1] ^= 1
+        Path(refs[3].path).write_bytes(data)
+        os.utime(refs[3].path, ns=(status.st_atime_ns, status.st_mtime_ns))
     elif change == "size":
         size = 5
     elif change == "options":

@@ -52,6 +52,12 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         if self.time_budget_seconds is not None and self.time_budget_seconds <= 0:
             raise ConfigError(f"time_budget_seconds must be positive, got {self.time_budget_seconds}")
+        if self.model.img_size == self.model.patch_size and self.objective.mask_ratio > 0:
+            raise ConfigError(
+                f"model.img_size {self.model.img_size} is one patch of model.patch_size {self.model.patch_size}: there "
+                "is nothing to hide and to predict from the rest, so nothing would be learned; take a smaller "
+                f"model.patch_size, such as {max(1, self.model.patch_size // 4)}"
+            )
         if self.local_img_size % self.model.patch_size:
             raise ConfigError(
                 f"objective.local_img_size {self.local_img_size} must be a multiple of "

@@ -104,9 +104,10 @@ def _key(refs: Sequence[ImageRef], size: int, variant: dict[str, Any]) -> str:
     for ref in refs:
         try:
             status = os.stat(ref.path)  # noqa: PTH116 - a plain string, which may hold surrogates
-            now = (status.st_size, status.st_mtime_ns)
+            # The time of the last change of status as well: who overwrites a file can set back its other times.
+            now = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
         except (OSError, ValueError):
-            now = (-1, -1)
+            now = (-1, -1, -1)
         digest.update(json.dumps([ref.path, ref.frame, *now]).encode())
     return digest.hexdigest()
 

@@ -11,6 +11,7 @@ from typing import Any
 from vitembed.errors import ModelError, VitembedError
 from vitembed.images.preprocess import Preprocess
 from vitembed.model.checkpoint import SavedModel, read_model
+from vitembed.model.kept import named_model
 from vitembed.model.names import public_source, refuse_unknown
 from vitembed.model.public import Foreign, find_foreign, read_foreign
 from vitembed.model.timm_encoder import INSTALL, NOT_TRAINED, TimmEncoder, is_installed, read_timm
@@ -98,7 +99,7 @@ def _place(model: str | os.PathLike[str] | None) -> str:
         return os.fspath(workspace.model_dir)
     if not Path(model).exists():
         with contextlib.suppress(VitembedError):
-            return os.fspath(find_workspace().find_model(model) or model)
+            return os.fspath(named_model(os.fspath(model), find_workspace()) or model)
     return os.fspath(model)
 
 

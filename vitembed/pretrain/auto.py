@@ -90,7 +90,9 @@ def choose(
         settings |= {"augment.saturation": "0", "augment.hue": "0", "augment.gray_prob": "0"}
         reasons.append("the images are grey: colours are not changed")
 
-    config = load_config(PretrainConfig, recipe, [*(f"{key}={value}" for key, value in settings.items()), *overrides])
+    config = load_config(
+        PretrainConfig, recipe, overrides, chosen=[f"{key}={value}" for key, value in settings.items()]
+    )
     if "optim.batch_size" not in named:
         size, why = (batch_size, []) if batch_size is not None else fitting_batch(num, config)
         reasons += why

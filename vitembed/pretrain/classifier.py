@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from typing import Any
+
 from vitembed._torchvision import import_torchvision
 
 import_torchvision()  # Lightning imports it by way of torchmetrics
@@ -10,10 +14,11 @@ import pytorch_lightning as pl  # noqa: E402 - after the line above on purpose
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from jaxtyping import Float, Int  # noqa: E402
+from pytorch_lightning.callbacks import Timer  # noqa: E402
 from pytorch_lightning.utilities.types import OptimizerLRScheduler  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
-from vitembed.config import ViTConfig  # noqa: E402
+from vitembed.config import ViTConfig, to_dict  # noqa: E402
 from vitembed.errors import ModelError  # noqa: E402
 from vitembed.model.encoder import Encoder  # noqa: E402
 from vitembed.model.timm_encoder import NOT_TRAINED  # noqa: E402
@@ -31,7 +36,7 @@ class ViTClassifier(pl.LightningModule):
         pytorch_lightning.Trainer(max_epochs=5).fit(model, train_loader, val_loader)
 
     Args:
-        config: Architecture of the encoder.
+        config: Architecture of the encoder; its fields in a mapping will do.
         num_classes: Classes.
         hidden_dim: Width of the MLP head's hidden layer; none: one linear layer.
         lr: Peak learning rate; it rises over ``warmup_share`` of the run and falls as a cosine.
@@ -44,7 +49,7 @@ class ViTClassifier(pl.LightningModule):
 
     def __init__(
         self,
-        config: ViTConfig,
+        config: ViTConfig | Mapping[str, Any],
         num_classes: int,
         *,
         hidden_dim: int | None = None,
@@ -54,6 +59,12 @@ class ViTClassifier(pl.LightningModule):
         warmup_share: float = 0.05,
     ) -> None:
         super().__init__()
+        if isinstance(config, Mapping):  # as a checkpoint holds it
+            config = ViTConfig(**config)
+        values = {"num_classes": num_classes, "hidden_dim": hidden_dim, "lr": lr, "weight_decay": weight_decay}
+        values |= {"label_smoothing": label_smoothing, "warmup_share": warmup_share}
+        # Plain data: what a checkpoint holds beside tensors is read with ``weights_only``.
+        self.save_hyperparameters({"config": to_dict(config), **values})
         self.vit = VisionTransformer(config)
         self.head = ClassHead(config.embed_dim, num_classes, hidden_dim)
         self.lr = lr
@@ -78,9 +89,11 @@ class ViTClassifier(pl.LightningModule):
     @classmethod
     def of(cls, vit: VisionTransformer, head: ClassHead) -> ViTClassifier:
         """The two put together, as they are; no weight is copied."""
-        last = head.layers[-1] if isinstance(head.layers, nn.Sequential) else head.layers
+        layers = list(head.layers) if isinstance(head.layers, nn.Sequential) else [head.layers]
+        first, last = layers[0], layers[-1]
+        assert isinstance(first, nn.Linear)
         assert isinstance(last, nn.Linear)
-        model = cls(vit.config, last.out_features)
+        model = cls(vit.config, last.out_features, hidden_dim=first.out_features if len(layers) > 1 else None)
         model.vit, model.head = vit, head
         return model
 
@@ -102,19 +115,57 @@ class ViTClassifier(pl.LightningModule):
         self, batch: tuple[Float[Tensor, "b c h w"], Int[Tensor, "b"]] | list[Tensor], batch_idx: int
     ) -> None:
         """Loss and accuracy on held-out images."""
+        self._judge("val", batch)
+
+    def test_step(
+        self, batch: tuple[Float[Tensor, "b c h w"], Int[Tensor, "b"]] | list[Tensor], batch_idx: int
+    ) -> None:
+        """The same on test images."""
+        self._judge("test", batch)
+
+    def predict_step(
+        self, batch: Float[Tensor, "b c h w"] | tuple[Tensor, ...] | list[Tensor], batch_idx: int
+    ) -> Float[Tensor, "b classes"]:
+        """Class scores (logits) of a batch, with or without labels."""
+        logits: Tensor = self(batch if isinstance(batch, Tensor) else batch[0])
+        return logits
+
+    def _judge(self, stage: str, batch: tuple[Tensor, Tensor] | list[Tensor]) -> None:
         pixels, labels = batch
         logits = self(pixels).float()
-        self.log("val_loss", F.cross_entropy(logits, labels), prog_bar=True, batch_size=len(labels))
+        self.log(f"{stage}_loss", F.cross_entropy(logits, labels), prog_bar=True, batch_size=len(labels))
         accuracy = (logits.argmax(dim=1) == labels).float().mean()
-        self.log("val_accuracy", accuracy, prog_bar=True, batch_size=len(labels))
+        self.log(f"{stage}_accuracy", accuracy, prog_bar=True, batch_size=len(labels))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW with warm-up and cosine over the length of the run."""
+        """AdamW with warm-up and cosine over the length of the run: its steps, epochs or time, whichever ends it.
+
+        A run without an end keeps the peak rate.
+        """
         optimizer = torch.optim.AdamW(parameter_groups(self, self.weight_decay), lr=self.lr)
-        total = max(1, int(self.trainer.estimated_stepping_batches))
+        total = float(self.trainer.estimated_stepping_batches)
 
         def factor(step: int) -> float:
-            return lr_factor((step + 1) / total, warmup_share=self.warmup_share, min_ratio=0.0)
+            progress = self._progress(step, total)
+            return 1.0 if progress is None else lr_factor(progress, warmup_share=self.warmup_share, min_ratio=0.0)
 
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _progress(self, step: int, total: float) -> float | None:
+        """Share of the run that is done after ``step`` steps, 0..1; none where nothing ends it.
+
+        Args:
+            step: Steps done; the coming one counts.
+            total: Steps of the run; infinite or below 1 where their number is not known.
+        """
+        shares = []
+        if 1 <= total < math.inf:
+            shares.append((step + 1) / total)
+        elif (self.trainer.max_epochs or 0) > 0:  # of unknown length
+            shares.append(self.trainer.current_epoch / self.trainer.max_epochs)  # type: ignore[operator]  # not None
+        for timer in (callback for callback in self.trainer.callbacks if isinstance(callback, Timer)):  # type: ignore[attr-defined]  # set in Trainer's connector
+            left = timer.time_remaining()
+            if left is not None:
+                shares.append(timer.time_elapsed() / max(1e-9, timer.time_elapsed() + left))
+        return min(1.0, max(shares)) if shares else None

@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+import numpy as np
+
 from vitembed.config import DataConfig
+from vitembed.errors import DataError, printable
 from vitembed.images.cache import ImageCache
 from vitembed.images.cache_place import choose_place, open_cache
 from vitembed.images.source import ImageRef
@@ -13,6 +16,10 @@ from vitembed.pretrain.watch.status import DecodeBar
 from vitembed.workspace import Workspace
 
 log = logging.getLogger("vitembed")
+
+_CHUNK = 64
+_SAME_LEVELS = 0.5
+"""Pictures that differ by less than this (mean, of 255) are the same one."""
 
 
 def decode_once(
@@ -35,3 +42,20 @@ def decode_once(
             place, refs, workspace.cache_dir, size=size, num_workers=config.num_workers, progress=bar.update
         )
     return cache, place
+
+
+def refuse_one_picture(cache: ImageCache) -> None:
+    """Refuse images that are all the same picture: nothing can be told apart, so nothing would be learned.
+
+    Raises:
+        DataError: If they are.
+    """
+    first = cache.images[np.arange(1)].astype(np.int16)
+    for start in range(0, len(cache), _CHUNK):
+        rows = cache.images[np.arange(start, min(start + _CHUNK, len(cache)))]
+        if (np.abs(rows.astype(np.int16) - first).mean(axis=(1, 2, 3)) >= _SAME_LEVELS).any():
+            return
+    raise DataError(
+        f"all {len(cache):,} images are the same picture, such as {printable(cache.refs[0].path)} and "
+        f"{printable(cache.refs[-1].path)}: an encoder learns from how images differ, so nothing would be learned"
+    )

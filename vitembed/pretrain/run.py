@@ -21,22 +21,29 @@ from vitembed.images.preprocess import Preprocess
 from vitembed.images.source import ImageListing, ImageRef, find_images
 from vitembed.lock import exclusive
 from vitembed.model.folder import check_model_folder
-from vitembed.pretrain.decoding import decode_once
+from vitembed.model.kept import keep_finished
+from vitembed.model.late import stated_fingerprint
+from vitembed.pretrain.decoding import decode_once, refuse_one_picture
 from vitembed.pretrain.keep.files import BEST_DIR, LOCK_FILE, REPORT_FILE, RUN_FILE
 from vitembed.pretrain.keep.run_folder import (
-    batch_of_interrupted,
+    RESUME_ON,
+    batch_of_earlier,
     data_key,
     export_to,
+    note_threads,
     one_line_when_full,
     prepare_run,
+    recorded_images,
+    recorded_settings,
     sweep,
     write_state,
 )
+from vitembed.pretrain.left_out import counted, left_out
 from vitembed.pretrain.many.follow import train_by_plan
 from vitembed.pretrain.many.processes import Follower, Process, Share, Team, current_process, num_processes, team_of
 from vitembed.pretrain.onward.parent import continued_config, read_parent, refuse_own_place, refuse_without_parent
 from vitembed.pretrain.watch.event_files import refuse_without_tensorboard
-from vitembed.recipes import load_config
+from vitembed.recipes import given, load_config
 from vitembed.workspace import Workspace, check_name, find_workspace
 
 if TYPE_CHECKING:
@@ -87,12 +94,14 @@ def pretrain(
     workspace: Workspace | Path | None = None,
     name: str = "model",
     fresh: bool = False,
+    resume_on: str | None = None,
     time_budget: float | None = None,
     progress: bool = True,
 ) -> PretrainResult:
     """Train a ViT encoder on unlabelled images.
 
-    An interrupted run (Ctrl-C, SIGTERM, crash) goes on when called again with the same arguments.
+    An interrupted run (Ctrl-C, SIGTERM, crash) goes on when called again with the same arguments. A finished model is
+    never overwritten: where ``fresh`` trains another one in its place, it is kept as ``models/NAME@FINGERPRINT``.
 
     Args:
         images: Folders, files and ``@list.txt``.
@@ -102,13 +111,15 @@ def pretrain(
             preprocessing hold; where training makes it worse, it is kept as it is.
         workspace: Where model and run go; none: the workspace around the current folder, made if there is none.
         name: ``model`` for the workspace's own model, or another name to keep beside it.
-        fresh: Start anew where a run was interrupted.
+        fresh: Train again where a run was interrupted or has finished; what it left is kept under another name.
+        resume_on: Where the images of an interrupted run have changed: ``recorded`` finishes it on those that it began
+            with, ``new`` goes on from its weights with those of today. None: such a run is refused.
         time_budget: Seconds in which the whole call shall end; the learning rate is planned for it.
         progress: Whether to show progress on stderr.
 
     Raises:
         DataError: If there are too few readable images.
-        ConfigError: If the settings are wrong, or differ from those of the interrupted run.
+        ConfigError: If the settings are wrong, or differ from those of the interrupted or finished run.
         TrainingError: If the loss becomes non-finite, the disk is full, or another process of the run failed.
         FailedElsewhere: In a process that is not the first, if the first failed.
     """
@@ -125,6 +136,7 @@ def pretrain(
             workspace=workspace,
             name=name,
             fresh=fresh,
+            resume_on=resume_on,
             time_budget=time_budget,
             progress=progress,
         )
@@ -140,6 +152,7 @@ def _pretrain(
     workspace: Workspace | Path | None,
     name: str,
     fresh: bool,
+    resume_on: str | None,
     time_budget: float | None,
     progress: bool,
 ) -> PretrainResult:
@@ -151,28 +164,34 @@ def _pretrain(
     run_dir, model_dir = workspace.run_named(name), workspace.model_named(name)
     check_model_folder(model_dir)
     inputs = [images] if isinstance(images, (str, os.PathLike)) else list(images)
+    if resume_on not in (None, *RESUME_ON):
+        raise ConfigError(f"--resume-on must be one of {', '.join(RESUME_ON)}, got {resume_on!r}")
     listing = find_images(inputs)
     log_passed_over(listing.passed_over, listing.unfinished)
+    if resume_on == "recorded":
+        listing = replace(listing, refs=[ImageRef(image.path) for image in recorded_images(run_dir)])
     if len(listing.refs) < MIN_IMAGES:
         raise DataError(
-            f"{len(listing.refs)} images in {', '.join(map(str, inputs))}: pretraining needs at least {MIN_IMAGES}, "
-            "and some thousands to be of use"
+            f"{counted(len(listing.refs), 'image')} in {', '.join(map(str, inputs))}: pretraining needs at least "
+            f"{MIN_IMAGES}, and some thousands to be of use{left_out(listing)}"
         )
     parent: SavedModel | None = None
     if model is None:
         refuse_without_parent(config, overrides)
-        going_on = None if fresh else batch_of_interrupted(run_dir)
-        resolved = _resolve_config(listing.refs, config, overrides, time_budget, going_on)
+        going_on = None if fresh else batch_of_earlier(run_dir)
+        recorded = recorded_settings(run_dir) if resume_on == "new" and config is None else None
+        resolved = _resolve_config(listing.refs, config, overrides, time_budget, going_on, recorded)
     else:
         refuse_own_place(model, model_dir, workspace)
         parent = read_parent(model, workspace)
-        settings = [*overrides, *([f"time_budget_seconds={time_budget}"] if time_budget is not None else [])]
+        settings = [*overrides, *given("time_budget_seconds", time_budget, overrides, "--time-budget")]
         resolved = continued_config(parent, config, settings)
     refuse_without_tensorboard(resolved.monitor)
     make_folders(run_dir)
     # What another process has to know to train along (``train_by_plan``); the rest is added when it is known.
     plan: dict[str, Any] = {"inputs": [os.fspath(path) for path in inputs], "workspace": os.fspath(workspace.root)}
     plan |= {"model": None if model is None else os.fspath(model), "run_dir": os.fspath(run_dir.absolute())}
+    plan["recorded"] = resume_on == "recorded"
     with exclusive(run_dir / LOCK_FILE), one_line_when_full(run_dir):
         result = _run(
             team,
@@ -183,6 +202,7 @@ def _pretrain(
             model_dir,
             plan=plan,
             fresh=fresh,
+            resume_on=resume_on,
             started=started,
             progress=progress,
             parent=parent,
@@ -201,6 +221,7 @@ def _run(
     *,
     plan: dict[str, Any],
     fresh: bool,
+    resume_on: str | None,
     started: float,
     progress: bool,
     parent: SavedModel | None,
@@ -208,10 +229,18 @@ def _run(
     """Train in a run folder that is ours alone."""
     sweep(model_dir, run_dir / BEST_DIR)
     devices, num_nodes = num_processes(config.trainer, team.process)
-    resume = prepare_run(run_dir, model_dir, config, listing.refs, fresh=fresh, world_size=devices * num_nodes)
+    resume = prepare_run(
+        run_dir,
+        model_dir,
+        config,
+        listing.refs,
+        fresh=fresh,
+        world_size=devices * num_nodes,
+        resume_on="new" if resume_on == "new" else None,
+    )
     check_model_folder(run_dir / BEST_DIR)
     if resume == "complete":
-        log.info("run %s is complete already: its model is %s (--fresh trains anew)", run_dir.name, model_dir)
+        log.info("run %s has finished already: its model is %s (--fresh trains again)", run_dir.name, model_dir)
         state = json.loads((run_dir / RUN_FILE).read_text(encoding="utf-8"))
         return PretrainResult(
             model_dir=model_dir,
@@ -235,19 +264,27 @@ def _run(
     bad = sorted([*listing.bad, *cache.bad], key=lambda problem: os.fsencode(problem.path))
     if len(cache.refs) < MIN_IMAGES:
         raise DataError(
-            f"only {len(cache.refs)} of {len(listing.refs)} images are readable, the first problem: {bad[0]}"
+            f"only {len(cache.refs)} of {len(listing.refs)} images are readable, pretraining needs at least "
+            f"{MIN_IMAGES}{left_out(replace(listing, bad=bad))}"
         )
     if len(cache.refs) < 2 * devices * num_nodes:
         raise ConfigError(
             f"{len(cache.refs)} images are too few for {devices * num_nodes} devices: lower trainer.devices"
         )
 
+    refuse_one_picture(cache)
+
     # Only now: torch and Lightning take seconds to import, which count towards the budget but delay no error above.
+    import torch
+
+    from vitembed.device import resolve_device
     from vitembed.model.checkpoint import save_model
     from vitembed.pretrain.fit import fit
     from vitembed.pretrain.onward.frozen import save_continued
     from vitembed.pretrain.watch.facts import gather_facts
 
+    if resolve_device().type == "cpu":
+        note_threads(run_dir, torch.get_num_threads())
     plan |= {"config": to_dict(config), "data_key": data_key(listing.refs), "cache": place}
     plan |= {"checkpoint": None if checkpoint is None else checkpoint.name, "devices": devices, "num_nodes": num_nodes}
 
@@ -284,14 +321,14 @@ def _run(
             "seconds": round(outcome.seconds, 1),
             **outcome.standing,
         }
-        with export_to(model_dir):
+        with export_to(model_dir), keep_finished(model_dir, workspace):
             if parent is None:
                 save_model(model_dir, outcome.vit, preprocess, provenance=facts)
             else:
                 save_continued(model_dir, outcome.vit, parent, outcome.decision, facts)
         state = json.loads((run_dir / RUN_FILE).read_text(encoding="utf-8"))
         ended = {"status": "complete", "num_images": len(cache.refs), "num_steps": outcome.num_steps}
-        ended["monitor"] = outcome.monitor
+        ended |= {"monitor": outcome.monitor, "fingerprint": stated_fingerprint(model_dir)}
         if outcome.decision is not None:
             ended["decision"] = outcome.decision.to_dict()
             log.info("%s", outcome.decision.words)
@@ -338,19 +375,20 @@ def _resolve_config(
     overrides: Sequence[str],
     time_budget: float | None,
     batch_size: int | None,
+    recorded: Sequence[str] | None,
 ) -> PretrainConfig:
     """The complete configuration of the run."""
-    settings = list(overrides)
-    if time_budget is not None:
-        settings.append(f"time_budget_seconds={time_budget}")
+    settings = [*overrides, *given("time_budget_seconds", time_budget, overrides, "--time-budget")]
     if config is not None:
         return load_config(PretrainConfig, config, settings)
+    if recorded is not None:
+        return load_config(PretrainConfig, None, settings, chosen=recorded)
     from vitembed.pretrain.auto import choose
 
     choice = choose(refs, overrides=overrides, has_length=time_budget is not None, batch_size=batch_size)
     for reason in choice.reasons:
         log.info("auto: %s", reason)
-    return load_config(PretrainConfig, choice.recipe, [*choice.overrides, *settings])
+    return load_config(PretrainConfig, choice.recipe, settings, chosen=choice.overrides)
 
 
 def _decode(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 RUN_FILE = "run.json"
 """Resolved config, data key, status."""
+IMAGES_FILE = "images.jsonl"
+"""The images of the run as they were when it began (``image_list.py``)."""
 METRICS_FILE = "metrics.jsonl"
 """One JSON object per line: step, speed, losses, monitors."""
 CHECKPOINT_FILE = "last.ckpt"
@@ -28,6 +30,7 @@ LEFTOVERS = (
     f"{CHECKPOINT_FILE}*",
     PREVIOUS_FILE,
     METRICS_FILE,
+    IMAGES_FILE,
     f"{NONFINITE_PREFIX}*",
     f"{PICTURES_DIR}/*.png",
     f"{BEST_DIR}/*",

@@ -13,6 +13,7 @@ from vitembed.errors import DataError
 from vitembed.images.cache import ImageCache
 from vitembed.images.cache_place import open_cache
 from vitembed.images.source import ImageRef, find_images
+from vitembed.pretrain.keep.image_list import read_image_list
 from vitembed.pretrain.keep.run_folder import data_key
 from vitembed.pretrain.many.processes import Process, Share
 from vitembed.pretrain.onward.parent import read_parent
@@ -34,6 +35,8 @@ def train_by_plan(plan: dict[str, Any], process: Process | None = None) -> None:
     started = time.monotonic()
     config = config_from_dict(PretrainConfig, plan["config"])
     refs = find_images(plan["inputs"]).refs
+    if plan.get("recorded"):
+        refs = [ImageRef(image.path) for image in read_image_list(Path(plan["run_dir"])) or []]
     if data_key(refs) != plan["data_key"]:
         raise DataError("the images are not the same on every process: all need the same files under the same paths")
     workspace = Workspace(Path(plan["workspace"]))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitembed.config import PRESETS, AdaptConfig, ModelConfig, PretrainConfig, ViTConfig, to_dict
 from vitembed.errors import ConfigError, ModelError
+from vitembed.model.kept import named_model
 from vitembed.recipes import load_config, named_settings, packaged_configs
 from vitembed.workspace import Workspace
 
@@ -55,7 +56,7 @@ def read_parent(model: str | os.PathLike[str], workspace: Workspace) -> SavedMod
 def parent_dir(model: str | os.PathLike[str], workspace: Workspace) -> Path:
     """Where the named model lies."""
     directory = Path(model)
-    return directory if directory.exists() else workspace.find_model(model) or directory
+    return directory if directory.exists() else named_model(os.fspath(model), workspace) or directory
 
 
 def refuse_own_place(model: str | os.PathLike[str], model_dir: Path, workspace: Workspace) -> None:
@@ -123,7 +124,7 @@ def continued_config(
             settings.append(f"adapt.lr_scale={_SMALL_LR_SCALE}")
         if not _LENGTHS & given.keys():
             settings.append(f"optim.max_steps={named_settings(RECIPE, ())['optim.max_steps']}")
-    resolved = load_config(PretrainConfig, source, [*settings, *overrides])
+    resolved = load_config(PretrainConfig, source, overrides, chosen=settings)
     if resolved.adapt.parent != parent.fingerprint:
         raise ConfigError(
             f"adapt.parent asks for the model with fingerprint {resolved.adapt.parent}, "
@@ -139,7 +140,7 @@ def continued_config(
             resolved.model.img_size,
             parent.vit.config.img_size,
         )
-    return _with_checks(resolved, given)
+    return _with_checks(resolved, given, named_settings(None, overrides))
 
 
 def refuse_contradictions(parent: ViTConfig, given: Mapping[str, Any]) -> None:
@@ -188,9 +189,15 @@ def _length(given: Mapping[str, Any]) -> list[str]:
     return [f"time_budget_seconds={CPU_MINUTES * 60}"]
 
 
-def _with_checks(config: PretrainConfig, given: Mapping[str, Any]) -> PretrainConfig:
+def _with_checks(config: PretrainConfig, given: Mapping[str, Any], typed: Mapping[str, Any]) -> PretrainConfig:
     """As many checks against the unchanged model as the run needs to be stopped in time."""
-    if "trainer.num_pictures" not in given:
+    pictures, checks = "trainer.num_pictures", "adapt.num_checks"
+    if pictures in typed and checks in typed and typed[pictures] != typed[checks]:
+        raise ConfigError(
+            f"{pictures}={typed[pictures]} and {checks}={typed[checks]} contradict each other, both say how often a "
+            "continued run is looked at: leave one of them out"
+        )
+    if pictures not in given or (checks in typed and pictures not in typed):
         trainer = dataclasses.replace(config.trainer, num_pictures=config.adapt.num_checks)
         return dataclasses.replace(config, trainer=trainer)
     if config.trainer.num_pictures < 1:

@@ -48,7 +48,8 @@ def resolve(
     Raises:
         ConfigError: If a setting is wrong, or the run is for another encoder.
     """
-    named = set(named_settings(config, overrides))
+    given = named_settings(config, overrides)
+    named = set(given)
     gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
     settings = {"model.img_size": str(parent.preprocess.img_size), "parent": parent.fingerprint}
     reasons: list[str] = []
@@ -60,11 +61,11 @@ def resolve(
         passes, why = passes_for(num_train, 3 * flops_of(parent.vit.config), gpu=gpu)
         settings["optim.max_epochs"] = str(passes)
         reasons.append(why)
-    if "model.head=linear" in overrides and "optim.encoder_lr_scale" not in named:
+    if given.get("model.head") == "linear" and "optim.encoder_lr_scale" not in named:
         settings["optim.encoder_lr_scale"] = str(LINEAR_HEAD_SCALE)
         reasons.append(f"a linear head: the encoder learns at {LINEAR_HEAD_SCALE} of its rate, it is close already")
     small = parent.vit.config.embed_dim <= SMALL_WIDTH
-    if small and "labels.mix_prob" not in named:
+    if small and not named & {"labels.mix_prob", "labels.mixup_alpha", "labels.cutmix_alpha"}:
         settings["labels.mix_prob"] = "0.0"
         reasons.append(
             f"a small encoder (width {parent.vit.config.embed_dim}): images are not mixed, it learns little as it is"
@@ -74,7 +75,7 @@ def resolve(
         settings |= chosen
         reasons.append(why)
     chosen_settings = [f"{key}={value}" for key, value in settings.items() if key not in named]
-    resolved = load_config(FinetuneConfig, config, [*chosen_settings, *overrides])
+    resolved = load_config(FinetuneConfig, config, overrides, chosen=chosen_settings)
     if "split.validation_share" not in named and 0 < resolved.split.validation_share * num_train < MIN_VALIDATION:
         reasons.append(f"too few images to choose an epoch by (under {MIN_VALIDATION}): the last one is taken")
     for reason in reasons:

@@ -10,21 +10,36 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from vitembed import __version__
 from vitembed.atomic import make_folders
 from vitembed.config import FinetuneConfig, to_dict
-from vitembed.errors import BadImage, ConfigError, DataError, ModelError
+from vitembed.errors import BadImage, ConfigError, DataError, ModelError, printable
+from vitembed.images.source import ImageRef
 from vitembed.lock import exclusive
 from vitembed.model.folder import check_model_folder
+from vitembed.model.kept import keep_finished
+from vitembed.model.late import stated_fingerprint
 from vitembed.pretrain.keep.files import FROZEN_FILE, LOCK_FILE, RUN_FILE
-from vitembed.pretrain.keep.run_folder import export_to, one_line_when_full, prepare_run, sweep, write_state
+from vitembed.pretrain.keep.run_folder import (
+    RESUME_ON,
+    export_to,
+    note_threads,
+    one_line_when_full,
+    prepare_run,
+    recorded_images,
+    sweep,
+    write_state,
+)
+from vitembed.pretrain.left_out import naming_left_out
 from vitembed.pretrain.many.processes import current_process
 from vitembed.pretrain.onward.parent import read_parent, refuse_own_place
 from vitembed.pretrain.supervised.result import FinetuneResult
 from vitembed.probe.evaluation.inputs import checked_labels
 from vitembed.probe.labels import LabelledImages, read_labelled
 from vitembed.probe.split import given_split
-from vitembed.recipes import load_config
+from vitembed.recipes import given, load_config
 from vitembed.workspace import Workspace, check_name, find_workspace
 
 if TYPE_CHECKING:  # torch takes seconds to import, and wrong settings are to be refused before
@@ -50,6 +65,7 @@ def finetune(
     workspace: Workspace | Path | None = None,
     name: str = DEFAULT_NAME,
     fresh: bool = False,
+    resume_on: str | None = None,
     time_budget: float | None = None,
     seed: int | None = None,
     test_share: float | None = None,
@@ -67,7 +83,9 @@ def finetune(
         overrides: Settings such as ``optim.max_epochs=10``.
         workspace: Where model and run go; none: the workspace around the current folder, made if there is none.
         name: What to call the model in the workspace.
-        fresh: Start anew where a run was interrupted.
+        fresh: Train again where a run was interrupted or has finished; what it left is kept under another name.
+        resume_on: ``recorded``: finish an interrupted run on the images and labels that it began with, though the
+            folder or CSV file has others now. None: such a run is refused.
         time_budget: Seconds in which the whole call shall end at the latest; the learning rate is planned for it.
         seed: Decides the split and all that is random.
         test_share: How much of each class is tested.
@@ -75,7 +93,7 @@ def finetune(
 
     Raises:
         DataError: If the images, labels or split cannot be used.
-        ConfigError: If the settings are wrong, or differ from those of the interrupted run.
+        ConfigError: If the settings are wrong, or differ from those of the interrupted or finished run.
         ModelError: If there is no such encoder, or none that can be trained.
         TrainingError: If the loss becomes non-finite, or the disk is full.
     """
@@ -87,11 +105,20 @@ def finetune(
         workspace = find_workspace(workspace, create=True)
     run_dir, model_dir = workspace.run_named(name), workspace.model_named(name)
     check_model_folder(model_dir)
-    given = [("time_budget_seconds", time_budget), ("seed", seed), ("split.test_share", test_share)]
-    settings = [*overrides, *(f"{key}={value}" for key, value in given if value is not None)]
+    settings = [
+        *overrides,
+        *given("time_budget_seconds", time_budget, overrides, "--time-budget"),
+        *given("seed", seed, overrides, "--seed"),
+        *given("split.test_share", test_share, overrides, "--test-share"),
+    ]
     wanted = load_config(FinetuneConfig, config, settings)  # what is wrong is said before any work
+    if resume_on not in (None, *RESUME_ON):
+        raise ConfigError(f"--resume-on must be one of {', '.join(RESUME_ON)}, got {resume_on!r}")
     images = read_labelled(labelled)
-    checked_labels(images.labels)
+    if resume_on == "recorded":
+        images = _recorded(run_dir, images.bad)
+    with naming_left_out(images.bad):
+        checked_labels(images.labels)
     source = _source(model, workspace)
     refuse_own_place(source, model_dir, workspace)
     parent = read_parent(source, workspace)
@@ -111,6 +138,7 @@ def finetune(
             model_dir,
             facts={"labelled": os.fspath(labelled), "model": os.fspath(source)},
             fresh=fresh,
+            resume_on="new" if resume_on == "new" else None,
             started=started,
             progress=progress,
         )
@@ -126,6 +154,7 @@ def _run(
     *,
     facts: dict[str, Any],
     fresh: bool,
+    resume_on: str | None,
     started: float,
     progress: bool,
 ) -> FinetuneResult:
@@ -134,32 +163,47 @@ def _run(
     words = [*images.labels.tolist()]
     for part in (images.split, images.groups):
         words += ["|", *(part.tolist() if part is not None else [])]
-    resume = prepare_run(run_dir, model_dir, config, images.refs, fresh=fresh, world_size=1, labels=words)
+    resume = prepare_run(
+        run_dir,
+        model_dir,
+        config,
+        images.refs,
+        fresh=fresh,
+        world_size=1,
+        labels=words,
+        facts=_facts_of(images),
+        resume_on=resume_on,
+    )
     probe_file = model_dir / PROBE_FILE
     if resume == "complete":
-        log.info("run %s is complete already: its model is %s (--fresh trains anew)", run_dir.name, model_dir)
+        log.info("run %s has finished already: its model is %s (--fresh trains again)", run_dir.name, model_dir)
         state = json.loads((run_dir / RUN_FILE).read_text(encoding="utf-8"))
         bad = [BadImage(each["path"], each["reason"]) for each in state["bad"]]
         counts = (state["num_steps"], state["seconds"])
         return FinetuneResult(model_dir, probe_file, run_dir, bad, *counts, True, state["report"])
+    import torch
+
     from vitembed.pretrain.keep.checkpoint_io import find_checkpoint
     from vitembed.pretrain.supervised.compare import compare
-    from vitembed.pretrain.supervised.teach import teach, tested
+    from vitembed.pretrain.supervised.teach import device_of, teach, tested
     from vitembed.probe.evaluation.abstain import DEFAULT_PRECISION
     from vitembed.probe.report import evaluate
 
     checkpoint = find_checkpoint(run_dir) if resume == "resume" else None
+    if device_of(config).type == "cpu":
+        note_threads(run_dir, torch.get_num_threads())
     begun = time.monotonic()
     found = _frozen_vectors(images, parent, config, run_dir, progress, facts["model"])
     embedding_seconds = time.monotonic() - begun
-    report = evaluate(
-        found.embeddings[0],
-        split=found.images.split,
-        groups=found.images.groups,
-        test_share=config.split.test_share,
-        seed=config.seed,
-        group_copies=config.split.group_copies,
-    )
+    with naming_left_out(found.bad):
+        report = evaluate(
+            found.embeddings[0],
+            split=found.images.split,
+            groups=found.images.groups,
+            test_share=config.split.test_share,
+            seed=config.seed,
+            group_copies=config.split.group_copies,
+        )
     _say_frozen(report)
     outcome, lesson = teach(
         config,
@@ -192,12 +236,37 @@ def _run(
         "scores": {key: document[key]["accuracy"] for key in ("majority", "knn", "linear", "finetuned")},
         "verdict": document["verdict"],
     }
-    _export(model_dir, outcome, comparison, parent, config, facts, encoder_speed=str(encoder.speed), probe=probe)
+    with keep_finished(model_dir, workspace):
+        _export(model_dir, outcome, comparison, parent, config, facts, encoder_speed=str(encoder.speed), probe=probe)
     state = json.loads((run_dir / RUN_FILE).read_text(encoding="utf-8"))
     state |= {"status": "complete", "num_images": report.num_images, "num_steps": outcome.num_steps}
+    state["fingerprint"] = stated_fingerprint(model_dir)
     state["bad"] = [{"path": problem.path, "reason": problem.reason} for problem in found.bad]
     write_state(run_dir, {**state, "seconds": outcome.seconds, "report": document})
     return FinetuneResult(model_dir, probe_file, run_dir, found.bad, outcome.num_steps, outcome.seconds, True, document)
+
+
+def _facts_of(images: LabelledImages) -> list[list[str | None]]:
+    """Label, part of the split and group of each image, for the run's list of images."""
+    columns = [images.labels, images.split, images.groups]
+    rows = [[None] * len(images) if column is None else column.tolist() for column in columns]
+    return [list(row) for row in zip(*rows, strict=True)]
+
+
+def _recorded(run_dir: Path, bad: list[BadImage]) -> LabelledImages:
+    """The labelled images that an interrupted run began with."""
+    listed = recorded_images(run_dir)
+    facts = [image.facts for image in listed]
+    if any(len(each) != 3 for each in facts):
+        raise ConfigError(f"--resume-on recorded: the run in {printable(run_dir)} is no fine-tuning")
+    labels, split, groups = (list(column) for column in zip(*facts, strict=True))
+    return LabelledImages(
+        [ImageRef(image.path) for image in listed],
+        np.array(labels, dtype=np.str_),
+        None if None in split else np.array(split),
+        bad,
+        None if None in groups else np.array(groups, dtype=np.str_),
+    )
 
 
 def _export(

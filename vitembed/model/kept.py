@@ -1,0 +1,97 @@
+"""The models of a workspace, found by name or fingerprint; a finished one is kept where another takes its place.
+
+No torch here: ``config.json`` says what a folder holds, and whoever reads the weights compares.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from vitembed.atomic import atomic_folder, link_or_copy
+from vitembed.errors import printable
+from vitembed.model.folder import MODEL_FILES
+from vitembed.model.late import stated_fingerprint
+from vitembed.workspace import Workspace
+
+log = logging.getLogger("vitembed")
+
+SHORT = 12
+"""Hex digits of a fingerprint in the name of a kept model: ``NAME@FINGERPRINT``."""
+
+
+def kept_name(name: str, fingerprint: str) -> str:
+    """What a finished model or run is called once another one has its name."""
+    return f"{name}@{fingerprint[:SHORT]}"
+
+
+def named_model(name: str, workspace: Workspace) -> Path | None:
+    """The folder that a name means in a workspace: ``model``, NAME, or NAME@FINGERPRINT; None if there is none."""
+    if (found := workspace.find_model(name)) is not None:
+        return found
+    plain, at, wanted = name.rpartition("@")
+    if at and len(wanted) >= SHORT:  # it may be in its place still
+        found = workspace.find_model(plain)
+        if found is not None and (stated_fingerprint(found) or "").startswith(wanted):
+            return found
+    return None
+
+
+def model_with(fingerprint: str, workspace: Workspace, *, speed: str = "exact") -> Path | None:
+    """The workspace's model folder with this fingerprint: the model in place, a named or kept one, or a run's best.
+
+    Args:
+        fingerprint: As a collection or probe records it.
+        workspace: Where to look.
+        speed: At which the vectors were made.
+    """
+    folders = [workspace.model_dir, *workspace.named_models()]
+    folders += sorted(workspace.runs_dir.glob("*/best/"))
+    return next((folder for folder in folders if has_fingerprint(folder, fingerprint, speed)), None)
+
+
+def has_fingerprint(folder: Path, fingerprint: str, speed: str = "exact") -> bool:
+    """Whether a model folder says that its encoder has this fingerprint at that speed."""
+    stated = stated_fingerprint(folder)
+    if stated is None or speed == "exact":
+        return stated is not None and stated == fingerprint
+    from vitembed.model.speed import Speed
+
+    return Speed.parse(speed).mark(stated) == fingerprint
+
+
+def free_name(folder: Path) -> Path:
+    """The path itself, or with ``.2``, ``.3`` ... after it where that is taken."""
+    number, found = 1, folder
+    while found.exists() or found.is_symlink():
+        number += 1
+        found = folder.with_name(f"{folder.name}.{number}")
+    return found
+
+
+@contextlib.contextmanager
+def keep_finished(model_dir: Path, workspace: Workspace) -> Iterator[None]:
+    """Keep the finished model in ``model_dir`` as ``models/NAME@FINGERPRINT`` while another one takes its place.
+
+    Its files are linked there first: at no moment is the model in neither place. Where the new model has the same
+    weights, or none could be written, nothing is kept twice.
+    """
+    old = stated_fingerprint(model_dir)
+    if old is None:
+        yield
+        return
+    kept = free_name(workspace.dir / "models" / kept_name(model_dir.name, old))
+    with atomic_folder(kept, MODEL_FILES) as folder:
+        for name in MODEL_FILES:
+            if (model_dir / name).is_file():
+                link_or_copy(model_dir / name, folder / name)
+    try:
+        yield
+    finally:
+        if stated_fingerprint(model_dir) == old:
+            shutil.rmtree(kept, ignore_errors=True)
+        else:
+            log.info("the finished model that was in %s is kept: %s", printable(model_dir), printable(kept))
