@@ -12,7 +12,6 @@ from vitembed.workspace import find_workspace
 
 from .encoders import index_encoder, index_facts, note_model
 from .options import (
-    VECTOR_SUFFIXES,
     GpuDecodeOption,
     Images,
     ModelOption,
@@ -79,7 +78,9 @@ def index(
     """  # noqa: D301
     asked = {"family": ann, "target_ms": target_ms, "min_recall": min_recall}
     _check_asked(asked)
-    if len(images) == 1 and images[0].endswith(VECTOR_SUFFIXES):
+    from vitembed.vector_files import is_vector_file
+
+    if len(images) == 1 and is_vector_file(images[0]):
         _index_vectors(Path(images[0]), rebuild, float32, asked, workspace)
         return
     from vitembed.collection.collection import Collection

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vitembed.errors import DataError
+from vitembed.errors import DataError, printable
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +46,7 @@ class Embeddings:
         if len(self.ids) != len(vectors):
             raise DataError(f"{len(self.ids)} ids for {len(vectors)} vectors")
         object.__setattr__(self, "vectors", vectors)
-        object.__setattr__(self, "ids", list(self.ids))
+        object.__setattr__(self, "ids", _checked_ids(self.ids))
         if self.labels is not None:
             object.__setattr__(self, "labels", _checked_labels(self.labels, len(vectors)))
 
@@ -94,7 +95,12 @@ class Embeddings:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Embeddings:
-        """Read what ``save`` wrote, or bare vectors from elsewhere (ids are then row numbers, fingerprint empty).
+        """Read what ``save`` wrote, or vectors from elsewhere (the fingerprint is then empty).
+
+        What the file is, its content says. Of a table the vector is a column of lists (``vector``, ``embedding``) or one
+        series of numbered columns (``v0, v1, ...``); ids are ``id``, ``path``, ``image_path``, ``filename`` and the like
+        in any case, or the index that pandas wrote along, else row numbers; other columns are left out, with a line in
+        the log.
 
         Raises:
             DataError: If the file is absent, damaged, or holds no vectors. Nothing in it is ever executed (no pickle).
@@ -120,6 +126,36 @@ def unit_rows(vectors: np.ndarray) -> np.ndarray:
             raise DataError(f"vector {start + wrong[0]} of {len(vectors)} {kind}: it has no direction to compare")
         unit[start : start + 1024] = exact / norms
     return unit
+
+
+def refuse_copies(ids: Sequence[str]) -> None:
+    """Refuse an id that occurs more than once.
+
+    Raises:
+        DataError: Naming the first and its rows.
+    """
+    num_copies = len(ids) - len(set(ids))
+    if num_copies:
+        seen = dict[str, int]()
+        row = next(row for row, name in enumerate(ids) if seen.setdefault(name, row) != row)
+        what = "1 id occurs" if num_copies == 1 else f"{num_copies} ids occur"
+        raise DataError(
+            f"{what} more than once: {printable(ids[row])!r} in rows {seen[ids[row]]} and {row} (rows count from 0)"
+        )
+
+
+def _checked_ids(ids: Iterable[Any]) -> list[str]:
+    found = list(ids)
+    for row, name in enumerate(found):
+        if type(name) is str:
+            continue
+        if isinstance(name, (str, bytes, os.PathLike)):
+            found[row] = str(os.fsdecode(name))
+        elif isinstance(name, (int, np.integer)) and not isinstance(name, bool):
+            found[row] = str(name)
+        else:
+            raise DataError(f"the id of row {row} is {name!r}, expected text (rows count from 0)")
+    return found
 
 
 def _checked_labels(labels: np.ndarray, num_rows: int) -> np.ndarray:
