@@ -128,13 +128,13 @@ def read_csv(path: Path, needed: Sequence[str]) -> tuple[list[str], list[tuple[i
             line = reader.line_num + num_skipped
             if not "".join(row).strip():
                 continue
-            row += [""] * (len(header) - len(row))  # spreadsheets leave out empty cells at the end
             nameless = [cell for cell, column in zip(row, header, strict=False) if not column] + row[len(header) :]
-            if "".join(nameless).strip():
+            if "".join(nameless).strip() or set(needed) & set(header[len(row) :]):
                 raise DataError(
                     f"{name}, line {line}: {len(row)} fields, the header has {len(header) - header.count('')} "
                     "(quote text with commas)"
                 )
+            row += [""] * (len(header) - len(row))  # spreadsheets leave out empty cells at the end
             fields = {column: cell for column, cell in zip(header, row, strict=False) if column}
             label = fields.get("label", "")
             if _ESCAPED.search(label):

@@ -33,7 +33,9 @@ class Embeddings:
     """JSON-safe provenance: model name, pool, img_size, normalized, version."""
 
     def __post_init__(self) -> None:
-        vectors = np.asarray(self.vectors)
+        if hasattr(self.vectors, "toarray"):
+            raise DataError("vectors are a sparse matrix, expected a dense one: give vectors.toarray()")
+        vectors = np.asarray(plain_array(self.vectors))
         if vectors.ndim != 2 or vectors.shape[1] == 0:
             raise DataError(f"vectors have shape {list(vectors.shape)}, expected [n, d] with d >= 1")
         if vectors.dtype.kind not in "fiu":
@@ -48,7 +50,7 @@ class Embeddings:
         object.__setattr__(self, "vectors", vectors)
         object.__setattr__(self, "ids", _checked_ids(self.ids))
         if self.labels is not None:
-            object.__setattr__(self, "labels", _checked_labels(self.labels, len(vectors)))
+            object.__setattr__(self, "labels", _checked_labels(plain_array(self.labels), len(vectors)))
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -108,6 +110,21 @@ class Embeddings:
         from vitembed.vector_files import load_embeddings
 
         return load_embeddings(Path(path))
+
+
+def plain_array(values: Any) -> Any:
+    """NumPy's array of a torch tensor, on whatever device, of whatever type, with or without a gradient.
+
+    bfloat16, which NumPy lacks, becomes float32. Anything that is no tensor passes unchanged.
+    """
+    if hasattr(values, "detach") and hasattr(values, "cpu"):
+        tensor = values.detach().cpu()
+        if getattr(tensor, "is_sparse", False):
+            tensor = tensor.to_dense()
+        return (tensor.float() if "bfloat16" in str(tensor.dtype) or "float8" in str(tensor.dtype) else tensor).numpy()
+    if getattr(getattr(values, "dtype", None), "name", "") == "bfloat16":  # of ml_dtypes
+        return values.astype(np.float32)
+    return values
 
 
 def unit_rows(vectors: np.ndarray) -> np.ndarray:

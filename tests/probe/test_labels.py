@@ -148,5 +148,5 @@ def test_folder_errors(tmp_path):
     (tmp_path / "hollow" / "cat").mkdir(parents=True)
     with pytest.raises(DataError, match="holds no labelled image"):
         read_labelled(tmp_path / "hollow")
-    with pytest.raises(DataError, match="the first line must name the columns"):
+    with pytest.raises(DataError, match="is an image: expected class sub-folders"):
         read_labelled(draw(tmp_path / "picture.png"))

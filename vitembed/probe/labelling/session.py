@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int
 
-from vitembed.embeddings import Embeddings
+from vitembed.embeddings import Embeddings, plain_array
 from vitembed.errors import DataError, printable
 from vitembed.probe.labelling.choosing import margin_uncertainty, typical, unsure_and_different
 from vitembed.probe.labelling.class_names import agreed_classes, checked_classes, class_named
@@ -392,4 +392,5 @@ class LabelSession:
 
 
 def _named_by_row(vectors: np.ndarray) -> Embeddings:
-    return Embeddings(vectors, [str(row) for row in range(len(vectors))], "")
+    array = np.asarray(plain_array(vectors))
+    return Embeddings(array, [str(row) for row in range(array.shape[0] if array.ndim else 0)], "")
