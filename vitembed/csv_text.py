@@ -54,30 +54,37 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
         raise DataError(f"{printable(path)}: cannot write: {error.strerror or error}") from error
 
 
-def text_of(data: bytes) -> str:
-    """Text of a file: UTF-8 with or without a byte order mark, or UTF-16 with one.
-
-    Bytes that are not UTF-8 are kept (surrogate escapes): in a path they are those that the file system has.
+def encoding_of(head: bytes) -> str:
+    """Encoding of a text file by its first bytes: UTF-8 with or without a byte order mark, or UTF-16 with one.
 
     Raises:
         DataError: If it is no text: UTF-16 without its mark, a spreadsheet, another binary file.
     """
     for mark, encoding in _MARKS:
-        if data.startswith(mark):
-            try:
-                return data.decode(encoding)
-            except UnicodeDecodeError as error:
-                raise DataError(f"it begins as {encoding.upper()} and is cut short or damaged: {error.reason}") from error
-    if data.startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0")):
+        if head.startswith(mark):
+            return encoding
+    if head.startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0")):
         raise DataError("it is a spreadsheet or an archive, expected CSV text: save it as CSV (UTF-8)")
-    head = data[:4096]
+    head = head[:4096]
     if b"\0" in head:
-        zeros = max(head[::2].count(0), head[1::2].count(0))
-        if 4 * zeros > len(head):
+        if 4 * max(head[::2].count(0), head[1::2].count(0)) > len(head):
             raise DataError("it seems to be UTF-16 without a byte order mark: save it as UTF-8")
         if _ESCAPED.search(head.decode("utf-8", "surrogateescape")):
             raise DataError("it holds binary data, expected CSV text")
-    return data.decode("utf-8", "surrogateescape")
+    return "utf-8"
+
+
+def text_of(data: bytes) -> str:
+    """Text of a file; bytes that are not UTF-8 are kept (surrogate escapes), as the file system has them in paths.
+
+    Raises:
+        DataError: As ``encoding_of``; or if it is damaged UTF-16.
+    """
+    encoding = encoding_of(data[:4096])
+    try:
+        return data.decode(encoding, "surrogateescape" if encoding.startswith("utf-8") else "strict")
+    except UnicodeDecodeError as error:
+        raise DataError(f"it begins as {encoding.upper()} and is cut short or damaged: {error.reason}") from error
 
 
 def delimited(text: str, fits: Callable[[list[str]], bool]) -> tuple[str, str, int]:

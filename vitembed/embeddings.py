@@ -48,7 +48,7 @@ class Embeddings:
         if len(self.ids) != len(vectors):
             raise DataError(f"{len(self.ids)} ids for {len(vectors)} vectors")
         object.__setattr__(self, "vectors", vectors)
-        object.__setattr__(self, "ids", _checked_ids(self.ids))
+        object.__setattr__(self, "ids", checked_ids(self.ids))
         if self.labels is not None:
             object.__setattr__(self, "labels", _checked_labels(plain_array(self.labels), len(vectors)))
 
@@ -161,7 +161,12 @@ def refuse_copies(ids: Sequence[str]) -> None:
         )
 
 
-def _checked_ids(ids: Iterable[Any]) -> list[str]:
+def checked_ids(ids: Iterable[Any]) -> list[str]:
+    """Ids as text: paths and whole numbers are taken too.
+
+    Raises:
+        DataError: If one is anything else, such as None or NaN.
+    """
     found = list(ids)
     for row, name in enumerate(found):
         if type(name) is str:

@@ -60,6 +60,8 @@ def table_columns(names: Sequence[str], lists: Mapping[str, bool], *, pandas_ind
     """
     if _all_numbers(names) and not _is_range(names):
         return Columns([], None, None, [], is_data=True)
+    if not lists and 2 * sum(map(_is_fraction, names)) > len(names):
+        raise DataError("the first line holds numbers, expected one that names the columns, such as id,v0,v1")
     known = {name: column_name(name) for name in names}
     twice = next((name for name in names if name.strip() and names.count(name) > 1), None)
     if twice is not None:
@@ -115,7 +117,7 @@ def _vector_of(names: Sequence[str], known: Mapping[str, str], lists: Mapping[st
         return series[0], False
     if gaps:
         raise DataError(f"the columns of the vector are not numbered without a gap: {gaps[0]}")
-    some = ", ".join(repr(printable(name)) for name in names[:5]) + (", ..." if len(names) > 5 else "")
+    some = ", ".join(repr(printable(name)[:40]) for name in names[:5]) + (", ..." if len(names) > 5 else "")
     raise DataError(
         "no column named 'vector' or 'embedding', and no numbered columns such as v0, v1, v2"
         + (f"; {some} {'are' if len(names) > 1 else 'is'} none" if names else "")
@@ -154,6 +156,12 @@ def _all_numbers(names: Sequence[str]) -> bool:
         return False
 
 
+def _is_fraction(name: str) -> bool:
+    return re.fullmatch(r"\s*[+-]?\d*[.,]?\d+([.,]\d*)?(e[+-]?\d+)?\s*", name.casefold()) is not None and (
+        not name.strip().isdecimal()
+    )
+
+
 def _is_range(names: Sequence[str]) -> bool:
     """Whether these are the names that pandas gives to columns without: 0, 1, 2, ..."""
     return all(name.strip().isdecimal() for name in names) and [int(name) for name in names] in (
@@ -169,7 +177,9 @@ def say_left_out(names: Sequence[str], ids: str | None) -> None:
     some = ", ".join(repr(printable(name)) for name in names[:5])
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     by = "" if ids is None else f"; ids are {printable(ids)!r}"
-    log.warning("%s left out, not part of the vector: %s%s%s", "column" if len(names) == 1 else "columns", some, more, by)
+    log.warning(
+        "%s left out, not part of the vector: %s%s%s", "column" if len(names) == 1 else "columns", some, more, by
+    )
 
 
 def as_ids(values: Any, where: str, lines: Sequence[int] | None = None) -> list[str]:

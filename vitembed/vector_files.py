@@ -7,6 +7,7 @@ What a file is, its content says, not its suffix; which columns of other people'
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -21,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vitembed.atomic import atomic_path
-from vitembed.csv_text import delimited, read_text, text_of
+from vitembed.csv_text import delimited, encoding_of
 from vitembed.embeddings import Embeddings, refuse_copies
 from vitembed.errors import BadImage, DataError, printable
 from vitembed.vector_columns import (
@@ -37,6 +38,7 @@ from vitembed.vector_columns import (
 
 Header = dict[str, Any]
 FORMAT_VERSION = 1
+_HEAD_BYTES = 1 << 16
 
 
 class Content(NamedTuple):
@@ -84,6 +86,8 @@ def load_embeddings(path: Path) -> Embeddings:
     if not path.is_file():
         raise DataError(f"{printable(path)}: no such file")
     kind = vector_format(path)
+    if kind is None and is_picture(os.fspath(path)):
+        raise DataError(f"{printable(path)} is an image, expected a file of vectors")
     read = _READERS[kind] if kind in _READERS else _format_of(path)[1]
     try:
         content = read(path)
@@ -119,7 +123,7 @@ def vector_format(path: str | os.PathLike[str]) -> str | None:
         if not os.path.isfile(path):  # noqa: PTH113  names need not be text
             return None
         with open(path, "rb") as file:  # noqa: PTH123
-            head = file.read(1 << 16)
+            head = file.read(_HEAD_BYTES)
             if head.startswith(b"PK"):
                 with zipfile.ZipFile(file) as archive:
                     return "npz" if any(name.endswith(".npy") for name in archive.namelist()) else None
@@ -135,25 +139,27 @@ def vector_format(path: str | os.PathLike[str]) -> str | None:
 
 def is_vector_file(path: str | os.PathLike[str]) -> bool:
     """Whether a file is one of vectors: by its content, or by a suffix that its content does not belie."""
-    from vitembed.images.formats import sniff
-
     name = os.fsdecode(path)
     if vector_format(name) is not None:
         return True
     suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122
-    if suffix not in _FORMATS or os.path.isdir(name):  # noqa: PTH112
-        return False
+    return suffix in _FORMATS and not os.path.isdir(name) and not is_picture(name)  # noqa: PTH112
+
+
+def is_picture(path: str) -> bool:
+    """Whether a file is an image by its content; not one that cannot be read."""
+    from vitembed.images.formats import sniff
+
     try:
-        return sniff(name) is None
-    except BadImage:  # gone, or not to be read: loading it says so
-        return True
+        return sniff(path) is not None
+    except BadImage:
+        return False
 
 
 def _is_table(head: bytes) -> bool:
     """Whether the beginning of a file is that of CSV whose columns are a vector's."""
     try:
-        text = text_of(head)
-        body, delimiter, _ = delimited(text, lambda columns: False)
+        body, delimiter, _ = delimited(head.decode(encoding_of(head), "replace"), lambda columns: False)
         first = next(csv.reader(io.StringIO(body, newline=""), delimiter=delimiter), [])
         return len(first) > 1 and bool(table_columns(first, {}).vector)
     except (DataError, csv.Error):
@@ -254,8 +260,6 @@ def _read_arrow(path: Path) -> Content:
 
 def _content_of(table: Any) -> Content:
     """Vectors of an Arrow table: a column of lists, or one column for each number."""
-    import pyarrow as pa
-
     names = list(table.column_names)
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
@@ -265,7 +269,7 @@ def _content_of(table: Any) -> Content:
     if header is not None:  # one of ours
         columns = Columns(["vector"], "id", "label" if "label" in names else None, [], is_list=True)
     else:
-        lists = {name: pa.types.is_nested(table[name].type) for name in names}
+        lists = {name: _is_number(getattr(table[name].type, "value_type", None)) for name in names}
         columns = table_columns(names, lists, pandas_index=_pandas_index(metadata))
     vectors = _list_column(table, columns.vector[0]) if columns.is_list else _scalar_columns(table, columns.vector)
     ids: list[str] | None = None
@@ -297,7 +301,7 @@ def _list_column(table: Any, name: str) -> np.ndarray:
     if len(set(lengths)) > 1:
         row = next(row for row, length in enumerate(lengths) if length != lengths[0])
         raise DataError(
-            f"column {name!r} has rows of different lengths: row {row} has {lengths[row]} numbers, row 0 {lengths[0]} "
+            f"column {name!r} has rows of different lengths: row {row} has length {lengths[row]}, row 0 {lengths[0]} "
             "(rows count from 0)"
         )
     dim = lengths[0] if lengths else getattr(kind, "list_size", 0)
@@ -323,7 +327,9 @@ def _scalar_columns(table: Any, names: Sequence[str]) -> np.ndarray:
 def _is_number(kind: Any) -> bool:
     import pyarrow as pa
 
-    return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_decimal(kind))
+    return kind is not None and bool(
+        pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_decimal(kind)
+    )
 
 
 def _pandas_index(metadata: dict[bytes, bytes]) -> list[str]:
@@ -351,20 +357,28 @@ def _write_csv(path: Path, embeddings: Embeddings, header: Header) -> Header | N
 
 def _read_csv(path: Path) -> Content:
     header = _read_sidecar(path)
-    body, delimiter, num_skipped = delimited(read_text(path), lambda columns: False)
-    reader = csv.reader(io.StringIO(body, newline=""), delimiter=delimiter)
+    with path.open("rb") as binary:
+        head = binary.read(_HEAD_BYTES)
+    encoding = encoding_of(head)
+    _, delimiter, num_skipped = delimited(head.decode(encoding, "replace"), lambda columns: False)
+    errors = "surrogateescape" if encoding.startswith("utf-8") else "strict"
+    with path.open(encoding=encoding, errors=errors, newline="") as file:
+        for _ in range(num_skipped):
+            file.readline()
+        return _read_rows(csv.reader(file, delimiter=delimiter), delimiter, num_skipped, header)
+
+
+def _read_rows(reader: Any, delimiter: str, num_skipped: int, header: Header | None) -> Content:
     first = next(reader, [])
     if not first:
         raise DataError("the file is empty, expected a first line that names the columns, such as id,v0,v1")
     found = table_columns(first, {})
-    if found.is_data:
-        reader = itertools.chain([first], reader)  # type: ignore[assignment]
     place = {name: column for column, name in enumerate(first)}
-    numbers = [place[name] for name in found.vector] if not found.is_data else list(range(len(first)))
+    numbers = list(range(len(first))) if found.is_data else [place[name] for name in found.vector]
     id_column, label_column = (None if name is None else place[name] for name in (found.ids, found.label))
     ids, labels, lines, vectors = list[str](), list[str](), list[int](), list[np.ndarray]()
-    for row in reader:
-        line = len(vectors) + 1 if found.is_data else csv_line(reader, num_skipped)
+    for row in itertools.chain([first] if found.is_data else [], reader):
+        line = reader.line_num + num_skipped
         if header is None and not "".join(row).strip():
             continue
         while len(row) > len(first) and not row[-1].strip():
@@ -377,7 +391,9 @@ def _read_csv(path: Path) -> Content:
         labels.append("" if label_column is None else row[label_column])
         lines.append(line)
         if vectors[-1].shape != vectors[0].shape:
-            raise DataError(f"line {line} has {vectors[-1].size} numbers, line {lines[0]} {vectors[0].size}")
+            raise DataError(
+                f"line {line} has a vector of length {vectors[-1].size}, line {lines[0]} of {vectors[0].size}"
+            )
     matrix = np.stack(vectors) if vectors else np.zeros((0, len(numbers)), np.float32)
     if found.is_data and len(matrix) > 1 and np.array_equal(matrix[:, 0], np.arange(len(matrix)) + matrix[0, 0]):
         raise DataError(
@@ -389,25 +405,14 @@ def _read_csv(path: Path) -> Content:
         named = None if id_column is None else as_ids(ids, f"column {found.ids!r}", lines)
         given = None if label_column is None else as_labels(labels, f"column {found.label!r}")
         return Content(matrix, named, given, None)
-    return Content(
-        matrix,
-        None if id_column is None else ids,
-        None if label_column is None else _labels_of(labels, header),
-        header,
-    )
-
-
-def csv_line(reader: Any, num_skipped: int) -> int:
-    """The line of the file at which a reader is."""
-    return int(reader.line_num) + num_skipped
+    texts = None if label_column is None else _labels_of(labels, header)
+    return Content(matrix, None if id_column is None else ids, texts, header)
 
 
 def _numbers(cells: list[str], line: int, delimiter: str, names: Sequence[str]) -> np.ndarray:
     """Cells of a row as numbers; beside semicolons and tabs a comma may be the decimal point."""
-    try:
+    with contextlib.suppress(ValueError), np.errstate(over="ignore"):  # becomes inf, and is refused as that
         return np.array(cells, dtype=np.float32)
-    except ValueError:
-        pass
     values = []
     for place, cell in enumerate(cells):
         text = cell.strip()
@@ -419,7 +424,8 @@ def _numbers(cells: list[str], line: int, delimiter: str, names: Sequence[str]) 
             where = f"line {line}, column {names[place]!r}" if names else f"line {line}, column {place + 1}"
             what = f"{printable(cell)[:40]!r} is not a number" if text else "the cell is empty"
             raise DataError(f"{where}: {what}") from error
-    return np.array(values, dtype=np.float32)
+    with np.errstate(over="ignore"):
+        return np.array(values, dtype=np.float32)
 
 
 def _list_cell(cell: str, line: int) -> np.ndarray:
@@ -432,7 +438,9 @@ def _list_cell(cell: str, line: int) -> np.ndarray:
     try:
         return np.array(text[1:-1].replace(",", " ").split(), dtype=np.float32)
     except ValueError as error:
-        raise DataError(f"line {line}: {printable(text)[:40]!r} is not a list of numbers: {_one_line(error)}") from error
+        raise DataError(
+            f"line {line}: {printable(text)[:40]!r} is not a list of numbers: {_one_line(error)}"
+        ) from error
 
 
 def _write_safetensors(path: Path, embeddings: Embeddings, header: Header) -> Header | None:
@@ -447,10 +455,18 @@ def _write_safetensors(path: Path, embeddings: Embeddings, header: Header) -> He
 
 
 def _read_safetensors(path: Path) -> Content:
+    from safetensors import deserialize
     from safetensors.numpy import load
 
     data = path.read_bytes()
-    tensors = load(data)  # checks that offsets and shapes fit the file
+    if b'"BF16"' in data[8 : 8 + int.from_bytes(data[:8], "little")]:  # which NumPy lacks: the upper half of float32
+        tensors = {
+            name: (np.frombuffer(part["data"], "<u2").astype(np.uint32) << 16).view(np.float32).reshape(part["shape"])
+            for name, part in deserialize(data)
+            if part["dtype"] == "BF16"
+        }
+    else:
+        tensors = load(data)  # checks that offsets and shapes fit the file
     stated = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__") or {}
     if "vitembed" not in stated:
         return _foreign_tensors(tensors, stated)
@@ -480,11 +496,8 @@ def _foreign_tensors(tensors: dict[str, np.ndarray], stated: dict[str, str]) -> 
     say_left_out([name for name in tensors if name not in used], id_name or numeric_ids)
     given = lists[id_name] if id_name is not None else None if numeric_ids is None else tensors[numeric_ids]
     labels = lists[label_name] if label_name is not None else tensors.get(numeric_labels or "")
-    vectors = tensors[vector]
-    if vectors.dtype.kind == "V":  # bfloat16, the upper half of float32
-        vectors = (vectors.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
     return Content(
-        vectors,
+        tensors[vector],
         None if given is None else as_ids(given, f"{id_name or numeric_ids!r}"),
         None if labels is None else as_labels(labels, f"{label_name or numeric_labels!r}"),
         None,

@@ -155,7 +155,9 @@ def _read_folder(root: Path) -> LabelledImages:
             labels += [printable(folder.name)] * len(listing.refs)
             split += [part] * len(listing.refs)
             bad += listing.bad
-            without += [] if listing.refs else [(f"{printable(section.name)}/" if parts else "") + printable(folder.name)]
+            without += (
+                [] if listing.refs else [(f"{printable(section.name)}/" if parts else "") + printable(folder.name)]
+            )
     if without and refs:
         some = ", ".join(without[:5]) + (", ..." if len(without) > 5 else "")
         what = "1 class folder has" if len(without) == 1 else f"{len(without)} class folders have"
@@ -182,7 +184,9 @@ def _refuse_one_class(root: Path, labels: list[str], bad: Sequence[BadImage]) ->
         hint = f"; it has sub-folders of its own ({some}): if these are the classes, name {printable(root / name)}"
     elif beside:
         hint = f"; {beside:,} {'image lies' if beside == 1 else 'images lie'} beside the folder, in none"
-    raise DataError(f"all {what} of {printable(root)} are of one class, {printable(name)}: two or more are needed{hint}")
+    raise DataError(
+        f"all {what} of {printable(root)} are of one class, {printable(name)}: two or more are needed{hint}"
+    )
 
 
 def _parts_of_split(root: Path, folders: list[Path]) -> list[tuple[Path, str]]:

@@ -149,7 +149,9 @@ class RidgeProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         Labels of an indicator matrix share one solution: their factors are multiplied.
         """
         if targets.indicator is not None and isinstance(self.class_weight, Mapping):
-            raise ValueError("class_weight: labels of an indicator matrix can be 'balanced', but not weighted by a dict")
+            raise ValueError(
+                "class_weight: labels of an indicator matrix can be 'balanced', but not weighted by a dict"
+            )
         factors = class_weights(self.class_weight, targets, np.ones(len(targets.codes)))
         return factors if factors.ndim == 1 else factors.prod(axis=0)
 

@@ -73,7 +73,9 @@ def encode(y: np.ndarray) -> Targets:
         raise ValueError(f"labels have shape {list(y.shape)}: expected one a row, or a matrix of zeros and ones")
     classes, codes = np.unique(column_or_1d(y, warn=True), return_inverse=True)
     if len(classes) < 2:
-        raise ValueError(f"a classifier needs at least 2 classes, the labels hold {len(classes)} class{'' if len(classes) == 1 else 'es'}")
+        raise ValueError(
+            f"a classifier needs at least 2 classes, the labels hold {len(classes)} class{'' if len(classes) == 1 else 'es'}"
+        )
     return Targets(classes, codes.astype(np.int64), None)
 
 

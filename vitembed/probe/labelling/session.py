@@ -47,7 +47,7 @@ class LabelSession:
 
     Args:
         vectors: ``Embeddings``, or an array ``[n, d]``, whose images are then named by their row numbers.
-        classes: Two or more names; None takes those of the labels file.
+        classes: Two or more names, text or whole numbers (``"cat,dog"`` names two); None takes those of the labels file.
         labels_file: CSV (``path,label,chosen,time``) that is rewritten after every answer, and from which a later
             session goes on. None keeps everything in memory.
         seed: Decides which images are drawn at random; None takes that of the labels file, else 0.
@@ -61,7 +61,7 @@ class LabelSession:
     def __init__(
         self,
         vectors: Embeddings | np.ndarray,
-        classes: Sequence[str] | None = None,
+        classes: Sequence[str | int] | None = None,
         *,
         labels_file: str | os.PathLike[str] | None = None,
         seed: int | None = None,
@@ -78,10 +78,15 @@ class LabelSession:
         if len(self._row) < len(self.ids):
             raise DataError(f"{len(self.ids) - len(self._row)} ids occur more than once")
         self._file = LabelsFile(None if labels_file is None else Path(labels_file), self._row)
-        names = [classes] if isinstance(classes, str) else classes
+        names = classes.split(",") if isinstance(classes, str) else classes
         self._file.classes, self.notes = agreed_classes(
             names, self._file.classes, labels_in(self._file.answers.values())
         )
+        if self._file.is_gone:
+            self.notes.append(
+                f"{printable(self._file.path or '')} is gone, its settings are still there: the classes are "
+                f"{', '.join(self._file.classes)}, and no image has a label"
+            )
         if seed is not None and not 0 <= seed < 2**63:
             raise DataError(f"seed {seed}: expected a whole number from 0 on")
         self.seed = self._file.seed if seed is None and self._file.seed is not None else seed or 0
@@ -176,7 +181,7 @@ class LabelSession:
         return rng.permutation(rows)  # so that nobody can tell which were drawn
 
     def answer(
-        self, rows: Sequence[int] | np.ndarray | int, labels: Sequence[str | None] | np.ndarray | str | None
+        self, rows: Sequence[int] | np.ndarray | int, labels: Sequence[str | int | None] | np.ndarray | str | int | None
     ) -> None:
         """Take the labels of some images; a later answer for an image takes the place of an earlier one.
 
@@ -189,7 +194,7 @@ class LabelSession:
                 nothing is then taken.
         """
         numbers = [int(row) for row in np.atleast_1d(np.asarray(rows, dtype=np.int64))]
-        given = [labels] if labels is None or isinstance(labels, str) else list(labels)
+        given = [labels] if labels is None or np.ndim(labels) == 0 else list(labels)
         if len(numbers) != len(given):
             raise DataError(f"{len(given)} labels for {len(numbers)} images")
         names = [None if label is None else self._checked_label(str(label)) for label in given]
