@@ -1,4 +1,4 @@
-"""Vectors that other programs wrote: which columns are read, what is left out with a line, what is refused and where."""
+"""Vectors that other programs wrote: which columns are read, what is left out with a line, what is refused."""
 
 from __future__ import annotations
 

@@ -145,7 +145,7 @@ def read_csv(path: Path, needed: Sequence[str]) -> tuple[list[str], list[tuple[i
             fields = {column: cell for column, cell in zip(header, row, strict=False) if column}
             label = fields.get("label", "")
             if _ESCAPED.search(label):
-                raise DataError(f"{name}, line {line}: label {printable(label)!r} is not UTF-8: save the file as UTF-8")
+                raise DataError(f"{name}, line {line}: label {printable(label)} is not UTF-8: save the file as UTF-8")
             found.append((line, fields))
     except csv.Error as error:
         raise DataError(f"{name}, line {reader.line_num + num_skipped}: {error}") from error

@@ -99,10 +99,10 @@ class Embeddings:
     def load(cls, path: str | os.PathLike[str]) -> Embeddings:
         """Read what ``save`` wrote, or vectors from elsewhere (the fingerprint is then empty).
 
-        What the file is, its content says. Of a table the vector is a column of lists (``vector``, ``embedding``) or one
-        series of numbered columns (``v0, v1, ...``); ids are ``id``, ``path``, ``image_path``, ``filename`` and the like
-        in any case, or the index that pandas wrote along, else row numbers; other columns are left out, with a line in
-        the log.
+        What the file is, its content says. Of a table the vector is a column of lists (``vector``, ``embedding``) or
+        one series of numbered columns (``v0, v1, ...``); ids are ``id``, ``path``, ``image_path``, ``filename`` and the
+        like in any case, or the index that pandas wrote along, else row numbers; other columns are left out, with a
+        line in the log.
 
         Raises:
             DataError: If the file is absent, damaged, or holds no vectors. Nothing in it is ever executed (no pickle).

@@ -1,10 +1,12 @@
-"""Which columns of a table from elsewhere are the vector, the ids and the labels. One rule for every format:
+"""Which columns of a table from elsewhere are the vector, the ids and the labels.
+
+One rule for every format:
 
 - The vector is one column (array, tensor) of lists called ``vector``, ``vectors``, ``embedding``, ``embeddings`` or
-  ``features``, or the one series of columns that are numbered without a gap from 0 or 1: ``v0, v1, ...``, ``0, 1, ...``,
-  ``dim_1, dim_2, ...``; in the order of their numbers.
-- Ids are the first of ``ID_NAMES``, in any case; without one, the index that pandas wrote along (``Unnamed: 0``, no name
-  at all, ``index``, ``__index_level_0__``).
+  ``features``, or the one series of columns that are numbered without a gap from 0 or 1 (``v0, v1, ...``,
+  ``0, 1, ...``, ``dim_1, dim_2, ...``), in the order of their numbers.
+- Ids are the first of ``ID_NAMES``, in any case; without one, the index that pandas wrote along (``Unnamed: 0``, no
+  name at all, ``index``, ``__index_level_0__``).
 - Labels are in ``label`` or ``class``.
 - Nothing else is taken. What is left out is named in a line.
 """

@@ -2,7 +2,7 @@
 
 Every format carries the same header: fingerprint, meta and a checksum over vectors, ids and labels. npy and csv have no
 room for it, so it lies beside them as ``<file>.json``. Ids that are paths with bytes outside UTF-8 survive everywhere.
-What a file is, its content says, not its suffix; which columns of other people's tables are what, ``vector_columns.py``.
+What a file is, its content says, not its suffix. ``vector_columns.py`` tells the columns of other people's tables.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def vector_format(path: str | os.PathLike[str]) -> str | None:
     try:
         if not os.path.isfile(path):  # noqa: PTH113  names need not be text
             return None
-        with open(path, "rb") as file:  # noqa: PTH123
+        with open(path, "rb") as file:
             head = file.read(_HEAD_BYTES)
             if head.startswith(b"PK"):
                 with zipfile.ZipFile(file) as archive:

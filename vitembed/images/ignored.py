@@ -1,4 +1,4 @@
-"""Folders and files that are never a person's images: trash, thumbnails, other programs' files, unfinished downloads."""
+"""Folders and files that are no images of a person: trash, thumbnails, other programs' files, unfinished downloads."""
 # ruff: noqa: PTH119, PTH122
 # Paths stay plain strings: names that are not UTF-8 are kept as they are.
 

@@ -73,9 +73,8 @@ def encode(y: np.ndarray) -> Targets:
         raise ValueError(f"labels have shape {list(y.shape)}: expected one a row, or a matrix of zeros and ones")
     classes, codes = np.unique(column_or_1d(y, warn=True), return_inverse=True)
     if len(classes) < 2:
-        raise ValueError(
-            f"a classifier needs at least 2 classes, the labels hold {len(classes)} class{'' if len(classes) == 1 else 'es'}"
-        )
+        held = "1 class" if len(classes) == 1 else "none"
+        raise ValueError(f"a classifier needs at least 2 classes, the labels hold {held}")
     return Targets(classes, codes.astype(np.int64), None)
 
 
@@ -136,9 +135,8 @@ def _factors(
     known = classes.tolist()
     unknown = [label for label in class_weight if label not in known]
     if unknown and any(label not in class_weight for label in known):
-        raise ValueError(
-            f"class_weight names {', '.join(map(repr, unknown))}, not among the labels {', '.join(map(repr, known[:20]))}"
-        )
+        names, labels = (", ".join(map(repr, part[:20])) for part in (unknown, known))
+        raise ValueError(f"class_weight names {names}, not among the labels {labels}")
     factors = np.array([class_weight.get(label, 1.0) for label in known], dtype=np.float64)
     if not (factors[np.unique(codes)] > 0).any():
         raise ValueError("class_weight: every label that occurs has weight 0")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
+from typing import Any, SupportsIndex
 
 from vitembed.errors import DataError, printable
 
@@ -15,14 +16,14 @@ _LONGEST = 100
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
 
 
-def checked_class(name: str | int) -> str:
+def checked_class(name: Any) -> str:
     """The name without spaces around it; whole numbers are names too.
 
     Raises:
         DataError: If it is empty, too long, holds control characters, or would run as a formula in a spreadsheet.
     """
     if not isinstance(name, str):
-        if isinstance(name, bool) or not hasattr(name, "__index__"):
+        if isinstance(name, bool) or not isinstance(name, SupportsIndex):
             raise DataError(f"class name {name!r}: expected text or a whole number")
         name = str(int(name))
     text = unicodedata.normalize("NFC", name.strip())
@@ -36,7 +37,7 @@ def checked_class(name: str | int) -> str:
     return text
 
 
-def checked_classes(names: Iterable[str | int]) -> list[str]:
+def checked_classes(names: Iterable[str | SupportsIndex]) -> list[str]:
     """Check all of them.
 
     Raises:
@@ -58,7 +59,7 @@ def class_named(text: str, classes: Sequence[str]) -> str | None:
 
 
 def agreed_classes(
-    wanted: Sequence[str | int] | None, kept: Sequence[str], used: Sequence[str]
+    wanted: Sequence[str | SupportsIndex] | None, kept: Sequence[str], used: Sequence[str]
 ) -> tuple[list[str], list[str]]:
     """The classes of a session, and what to say about them, one line each.
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import SupportsIndex
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -47,7 +48,8 @@ class LabelSession:
 
     Args:
         vectors: ``Embeddings``, or an array ``[n, d]``, whose images are then named by their row numbers.
-        classes: Two or more names, text or whole numbers (``"cat,dog"`` names two); None takes those of the labels file.
+        classes: Two or more names, text or whole numbers (``"cat,dog"`` names two); None takes those of the labels
+            file.
         labels_file: CSV (``path,label,chosen,time``) that is rewritten after every answer, and from which a later
             session goes on. None keeps everything in memory.
         seed: Decides which images are drawn at random; None takes that of the labels file, else 0.
@@ -61,7 +63,7 @@ class LabelSession:
     def __init__(
         self,
         vectors: Embeddings | np.ndarray,
-        classes: Sequence[str | int] | None = None,
+        classes: Sequence[str | SupportsIndex] | None = None,
         *,
         labels_file: str | os.PathLike[str] | None = None,
         seed: int | None = None,
@@ -181,7 +183,9 @@ class LabelSession:
         return rng.permutation(rows)  # so that nobody can tell which were drawn
 
     def answer(
-        self, rows: Sequence[int] | np.ndarray | int, labels: Sequence[str | int | None] | np.ndarray | str | int | None
+        self,
+        rows: Sequence[int] | np.ndarray | int,
+        labels: Sequence[str | SupportsIndex | None] | np.ndarray | str | SupportsIndex | None,
     ) -> None:
         """Take the labels of some images; a later answer for an image takes the place of an earlier one.
 
