@@ -65,8 +65,8 @@ def index(
 
     The same command again updates: new and changed images are embedded, those gone from the folders are taken out, and
     what has not changed costs no more than a look at each file's size and time. In the place of images, one vector file
-    (npy, npz, parquet, arrow, csv, safetensors) is taken as it is. Where no model was trained yet, the public dinov2-small is
-    used; the index remembers its model, and search then uses the same.
+    (npy, npz, parquet, arrow, csv, safetensors) is taken as it is. Where no model was trained yet, the public
+    dinov2-small is used; the index remembers its model, and search then uses the same.
 
     \b
     Examples:

@@ -369,7 +369,7 @@ def _read_csv(path: Path) -> Content:
 
 
 def _read_rows(reader: Any, delimiter: str, num_skipped: int, header: Header | None) -> Content:
-    first = next(reader, [])
+    first: list[str] = next(reader, [])
     if not first:
         raise DataError("the file is empty, expected a first line that names the columns, such as id,v0,v1")
     found = table_columns(first, {})
@@ -462,7 +462,7 @@ def _read_safetensors(path: Path) -> Content:
     if b'"BF16"' in data[8 : 8 + int.from_bytes(data[:8], "little")]:  # which NumPy lacks: the upper half of float32
         tensors = {
             name: (np.frombuffer(part["data"], "<u2").astype(np.uint32) << 16).view(np.float32).reshape(part["shape"])
-            for name, part in deserialize(data)
+            for name, part in deserialize(data)  # type: ignore[no-untyped-call]
             if part["dtype"] == "BF16"
         }
     else:

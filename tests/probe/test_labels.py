@@ -183,3 +183,12 @@ def test_paths_count_from_the_folder_of_the_csv(tmp_path, monkeypatch):
         read_labelled("labels/l.csv")
     (tmp_path / "labels" / "l.csv").write_text("path,label\n../img/a.png,cat\n../img/b.png,dog\n")
     assert len(read_labelled("labels/l.csv")) == 2
+
+
+def test_a_class_whose_images_are_all_gone_is_named(tmp_path):
+    draw(tmp_path / "a.png")
+    (tmp_path / "l.csv").write_text("path,label\na.png,cat\ngone.png,dog\n")
+    with pytest.raises(
+        DataError, match=r"of one class, cat: two or more are needed; 1 other file cannot .*gone.png: no such"
+    ):
+        read_labelled(tmp_path / "l.csv")

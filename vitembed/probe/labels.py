@@ -87,6 +87,13 @@ def read_labelled(source: str | os.PathLike[str]) -> LabelledImages:
     if not found.refs:
         first = f" (first of {len(found.bad)} bad ones: {found.bad[0]})" if found.bad else ""
         raise DataError(f"{printable(path)} holds no labelled image{first}{_hint_on_paths(path, found)}")
+    left = np.unique(found.labels).tolist()
+    if found.bad and len(left) == 1:
+        what = "1 other file" if len(found.bad) == 1 else f"{len(found.bad):,} other files"
+        raise DataError(
+            f"{printable(path)}: the images that can be read are of one class, {left[0]}: two or more are needed; "
+            f"{what} cannot be used, the first: {found.bad[0]}"
+        )
     for line in _remarks_on_names(found.labels):
         log.warning(line)
     return found
@@ -176,7 +183,8 @@ def _refuse_one_class(root: Path, labels: list[str], bad: Sequence[BadImage]) ->
         return
     (name,) = counts
     inner = [child.name for child in _children(root / name)[0]] if (root / name).is_dir() else []
-    what = f"{len(labels):,} images" if len(labels) > 1 else "1 image"
+    num, where = len(labels), printable(root)
+    what = f"all {num:,} images of {where} are" if num > 1 else f"the only image of {where} is"
     beside = sum(problem.reason == "not in a class folder" for problem in bad)
     hint = ""
     if len(inner) > 1:
@@ -184,9 +192,7 @@ def _refuse_one_class(root: Path, labels: list[str], bad: Sequence[BadImage]) ->
         hint = f"; it has sub-folders of its own ({some}): if these are the classes, name {printable(root / name)}"
     elif beside:
         hint = f"; {beside:,} {'image lies' if beside == 1 else 'images lie'} beside the folder, in none"
-    raise DataError(
-        f"all {what} of {printable(root)} are of one class, {printable(name)}: two or more are needed{hint}"
-    )
+    raise DataError(f"{what} of one class, {printable(name)}: two or more are needed{hint}")
 
 
 def _parts_of_split(root: Path, folders: list[Path]) -> list[tuple[Path, str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -198,7 +198,7 @@ class LabelSession:
                 nothing is then taken.
         """
         numbers = [int(row) for row in np.atleast_1d(np.asarray(rows, dtype=np.int64))]
-        given = [labels] if labels is None or np.ndim(labels) == 0 else list(labels)
+        given = list(labels) if isinstance(labels, Iterable) and not isinstance(labels, str) else [labels]
         if len(numbers) != len(given):
             raise DataError(f"{len(given)} labels for {len(numbers)} images")
         names = [None if label is None else self._checked_label(str(label)) for label in given]
