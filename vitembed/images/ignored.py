@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections import Counter
@@ -11,6 +12,8 @@ from collections.abc import Sequence
 
 from vitembed.errors import printable
 from vitembed.images.formats import IMAGE_SUFFIXES
+
+log = logging.getLogger("vitembed")
 
 # Compared without case, as some of these come in several spellings.
 _SILENT = frozenset({".vitembed", ".git", ".hg", ".svn", ".bzr"})
@@ -74,6 +77,12 @@ def is_unfinished(name: str) -> bool:
     # While rsync copies photo.jpg, it is .photo.jpg.AbC123.
     match = _RSYNC.fullmatch(name) if lower.startswith(".") else None
     return match is not None and os.path.splitext(match[1].lower())[1] in IMAGE_SUFFIXES
+
+
+def log_passed_over(folders: Sequence[str], files: Sequence[str]) -> None:
+    """Say what a walk did not look at."""
+    for line in passed_over_lines(folders, files):
+        log.info("%s", line)
 
 
 def passed_over_lines(folders: Sequence[str], files: Sequence[str]) -> list[str]:
