@@ -53,7 +53,7 @@ def embed(
       vitembed embed ./images -o vectors.parquet
       vitembed embed ./images -o vectors.npy --pool cls+mean
     """  # noqa: D301
-    if output.suffix not in VECTOR_SUFFIXES:
+    if output.suffix.lower() not in VECTOR_SUFFIXES:
         raise typer.BadParameter(f"{output.name!r} ends in none of {', '.join(VECTOR_SUFFIXES)}", param_hint="--output")
     from time import perf_counter
 

@@ -15,7 +15,6 @@ from vitembed.workspace import find_workspace
 
 from .encoders import index_encoder, index_facts, note_model
 from .options import (
-    VECTOR_SUFFIXES,
     GpuDecodeOption,
     Images,
     ModelOption,
@@ -84,8 +83,8 @@ def index(
     drive may be away: its images are kept as offline, a line says so, and the exit code is 1. --prune takes them out;
     vitembed forget drops a folder. Vectors of files that are gone are kept by content until --vacuum, so what comes
     back is not embedded again. Paths in an @FILE count from the current folder. In the place of images, one vector file
-    (npy, npz, parquet, csv, safetensors) is taken as it is. Where no model was trained yet, the public dinov2-small is
-    used; the index remembers its model, and search then uses the same.
+    (npy, npz, parquet, arrow, csv, safetensors) is taken as it is. Where no model was trained yet, the public
+    dinov2-small is used; the index remembers its model, and search then uses the same.
 
     \b
     Examples:
@@ -98,7 +97,9 @@ def index(
     asked = {"family": ann, "target_ms": target_ms, "min_recall": min_recall}
     _check_asked(asked)
     check_outputs((report, REPORT))
-    if len(images) == 1 and images[0].endswith(VECTOR_SUFFIXES):
+    from vitembed.vector_files import is_vector_file
+
+    if len(images) == 1 and is_vector_file(images[0]):
         _index_vectors(Path(images[0]), rebuild, float32, asked, workspace)
         return
     from vitembed.collection.collection import Collection

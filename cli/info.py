@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .encoders import model_path
-from .options import VECTOR_SUFFIXES, JsonOption, WorkspaceOption
+from .options import JsonOption, WorkspaceOption
 from .output import note, say_facts, say_json, say_table, shown
 
 if TYPE_CHECKING:
@@ -92,13 +92,9 @@ def _numbers(text: str | None, option: str) -> list[int]:
 
 def _holds_vectors(what: str) -> bool:
     """Vectors may lie in a safetensors file as weights do; the header tells, without loading torch."""
-    if not what.endswith(VECTOR_SUFFIXES):
-        return False
-    if not what.endswith(".safetensors") or not Path(what).is_file():
-        return True
-    with Path(what).open("rb") as file:
-        length = min(int.from_bytes(file.read(8), "little"), 1 << 20)
-        return b'"vectors"' in file.read(length)
+    from vitembed.vector_files import is_vector_file, vector_format
+
+    return vector_format(what) is not None or (not what.lower().endswith(".safetensors") and is_vector_file(what))
 
 
 def _of_model(facts: ModelFacts) -> Facts:

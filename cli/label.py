@@ -105,10 +105,10 @@ def label(
     if not 0 < precision <= 1:
         raise typer.BadParameter(f"{precision:g}: expected a share above 0 and at most 1", param_hint="--precision")
     names = None if classes is None else checked_classes(classes.split(","))
-    if names is None and not (labels or _default_labels(images[0], workspace)).is_file():
+    labels = labels or _default_labels(images[0], workspace)
+    if names is None and not labels.is_file() and not labels.with_name(f"{labels.name}.json").is_file():
         raise DataError(NO_CLASSES)
     encoder, vectors, bad = _indexed(images, model, workspace)
-    labels = labels or _default_labels(images[0], workspace)
     session = LabelSession(vectors, names, labels_file=labels, seed=seed)
     session.save()
     for line in session.notes:

@@ -97,6 +97,9 @@ class Group(TyperGroup):
         """Run the chosen command."""
         # Pillow warns of tags and frames without naming the file; what is wrong with an image is said at the end.
         warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+        # What scikit-learn tells programmers means nothing to who types a command; remarks are in our own words.
+        for category in (UserWarning, FutureWarning):
+            warnings.filterwarnings("ignore", category=category, module=r"sklearn\.")
         try:
             with _safe_usage_errors():
                 return super().invoke(ctx)

@@ -105,7 +105,7 @@ def test_bare_vectors_from_elsewhere(tmp_path):
     np.save(tmp_path / "bare.npy", vectors)
     bare = Embeddings.load(tmp_path / "bare.npy")
     assert (bare.ids, bare.fingerprint) == (["0", "1", "2"], "")
-    (tmp_path / "bare.csv").write_text("path,label,x,y\na.jpg,3,1,0\nb.jpg,4,0,1\n")
+    (tmp_path / "bare.csv").write_text("path,label,v0,v1\na.jpg,3,1,0\nb.jpg,4,0,1\n")
     table = Embeddings.load(tmp_path / "bare.csv")
     assert (table.ids, table.labels.tolist(), table.vectors.tolist()) == (["a.jpg", "b.jpg"], [3, 4], [[1, 0], [0, 1]])
     np.savez(tmp_path / "other.npz", weights=vectors)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vitembed.errors import DataError
+from vitembed.errors import DataError, printable
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +33,9 @@ class Embeddings:
     """JSON-safe provenance: model name, pool, img_size, normalized, version."""
 
     def __post_init__(self) -> None:
-        vectors = np.asarray(self.vectors)
+        if hasattr(self.vectors, "toarray"):
+            raise DataError("vectors are a sparse matrix, expected a dense one: give vectors.toarray()")
+        vectors = np.asarray(plain_array(self.vectors))
         if vectors.ndim != 2 or vectors.shape[1] == 0:
             raise DataError(f"vectors have shape {list(vectors.shape)}, expected [n, d] with d >= 1")
         if vectors.dtype.kind not in "fiu":
@@ -45,9 +48,9 @@ class Embeddings:
         if len(self.ids) != len(vectors):
             raise DataError(f"{len(self.ids)} ids for {len(vectors)} vectors")
         object.__setattr__(self, "vectors", vectors)
-        object.__setattr__(self, "ids", list(self.ids))
+        object.__setattr__(self, "ids", checked_ids(self.ids))
         if self.labels is not None:
-            object.__setattr__(self, "labels", _checked_labels(self.labels, len(vectors)))
+            object.__setattr__(self, "labels", _checked_labels(plain_array(self.labels), len(vectors)))
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -94,7 +97,12 @@ class Embeddings:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Embeddings:
-        """Read what ``save`` wrote, or bare vectors from elsewhere (ids are then row numbers, fingerprint empty).
+        """Read what ``save`` wrote, or vectors from elsewhere (the fingerprint is then empty).
+
+        What the file is, its content says. Of a table the vector is a column of lists (``vector``, ``embedding``) or
+        one series of numbered columns (``v0, v1, ...``); ids are ``id``, ``path``, ``image_path``, ``filename`` and the
+        like in any case, or the index that pandas wrote along, else row numbers; other columns are left out, with a
+        line in the log.
 
         Raises:
             DataError: If the file is absent, damaged, or holds no vectors. Nothing in it is ever executed (no pickle).
@@ -102,6 +110,21 @@ class Embeddings:
         from vitembed.vector_files import load_embeddings
 
         return load_embeddings(Path(path))
+
+
+def plain_array(values: Any) -> Any:
+    """NumPy's array of a torch tensor, on whatever device, of whatever type, with or without a gradient.
+
+    bfloat16, which NumPy lacks, becomes float32. Anything that is no tensor passes unchanged.
+    """
+    if hasattr(values, "detach") and hasattr(values, "cpu"):
+        tensor = values.detach().cpu()
+        if getattr(tensor, "is_sparse", False):
+            tensor = tensor.to_dense()
+        return (tensor.float() if "bfloat16" in str(tensor.dtype) or "float8" in str(tensor.dtype) else tensor).numpy()
+    if getattr(getattr(values, "dtype", None), "name", "") == "bfloat16":  # of ml_dtypes
+        return values.astype(np.float32)
+    return values
 
 
 def unit_rows(vectors: np.ndarray) -> np.ndarray:
@@ -120,6 +143,41 @@ def unit_rows(vectors: np.ndarray) -> np.ndarray:
             raise DataError(f"vector {start + wrong[0]} of {len(vectors)} {kind}: it has no direction to compare")
         unit[start : start + 1024] = exact / norms
     return unit
+
+
+def refuse_copies(ids: Sequence[str]) -> None:
+    """Refuse an id that occurs more than once.
+
+    Raises:
+        DataError: Naming the first and its rows.
+    """
+    num_copies = len(ids) - len(set(ids))
+    if num_copies:
+        seen = dict[str, int]()
+        row = next(row for row, name in enumerate(ids) if seen.setdefault(name, row) != row)
+        what = "1 id occurs" if num_copies == 1 else f"{num_copies} ids occur"
+        raise DataError(
+            f"{what} more than once: {printable(ids[row])!r} in rows {seen[ids[row]]} and {row} (rows count from 0)"
+        )
+
+
+def checked_ids(ids: Iterable[Any]) -> list[str]:
+    """Ids as text: paths and whole numbers are taken too.
+
+    Raises:
+        DataError: If one is anything else, such as None or NaN.
+    """
+    found = list(ids)
+    for row, name in enumerate(found):
+        if type(name) is str:
+            continue
+        if isinstance(name, (str, bytes, os.PathLike)):
+            found[row] = str(os.fsdecode(name))
+        elif isinstance(name, (int, np.integer)) and not isinstance(name, bool):
+            found[row] = str(name)
+        else:
+            raise DataError(f"the id of row {row} is {name!r}, expected text (rows count from 0)")
+    return found
 
 
 def _checked_labels(labels: np.ndarray, num_rows: int) -> np.ndarray:

@@ -156,8 +156,7 @@ def test_the_same_weights_again_are_not_kept_twice_nor_where_the_export_fails(fo
     assert files(again.model_dir)["encoder.safetensors"] == files(first.model_dir)["encoder.safetensors"]
     assert [path.name for path in (place.dir / "models").iterdir()] == ["twice"]
     with pytest.raises(ZeroDivisionError), keep_finished(again.model_dir, place):
-        assert len(list((place.dir / "models").glob("twice*"))) == 2  # at no moment is it in neither place
-        _ = 1 // 0
+        _ = 1 // (len(list((place.dir / "models").glob("twice*"))) - 2)  # at no moment is it in neither place
     assert [path.name for path in (place.dir / "models").iterdir()] == ["twice"]
     # A finished run whose model was lost exports it again from its training state.
     shutil.rmtree(again.model_dir)

@@ -78,7 +78,11 @@ def test_labels_are_not_used_where_none_are_wanted_or_there_are_none(tmp_path):
     pool, _ = labels_for([str(path) for path in sorted((tmp_path / "classes" / "red").iterdir())])
     assert pool is None
     colour_folders(tmp_path / "albums", each=2)  # too few in each to be classes
-    assert labels_for(tmp_path / "albums")[0] is None
+    pool, note = labels_for(tmp_path / "albums")
+    assert pool is None
+    assert note.startswith("no labels: 6 images in 3 sub-folders are too few of each for classes: expected 4 or more")
+    colour_folders(tmp_path / "one" / "set")
+    assert "all images lie in one sub-folder (set), and labels need two" in labels_for(tmp_path / "one")[1]
 
 
 def test_a_split_that_comes_with_the_folders_is_kept(tmp_path):

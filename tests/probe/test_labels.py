@@ -149,5 +149,47 @@ def test_folder_errors(tmp_path):
     (tmp_path / "hollow" / "cat").mkdir(parents=True)
     with pytest.raises(DataError, match="holds no labelled image"):
         read_labelled(tmp_path / "hollow")
-    with pytest.raises(DataError, match="the first line must name the columns"):
+    with pytest.raises(DataError, match="is an image: expected class sub-folders"):
         read_labelled(draw(tmp_path / "picture.png"))
+
+
+def test_skipped_folders_are_no_classes(tmp_path):
+    for name in ("cat", "dog", ".ipynb_checkpoints", "$RECYCLE.BIN", "#recycle", "__MACOSX", "@eaDir", "lost+found"):
+        draw(tmp_path / name / "a.png")
+    assert set(read_labelled(tmp_path).labels.tolist()) == {"cat", "dog"}
+
+
+def test_classes_that_look_the_same_are_named(tmp_path, caplog):
+    for name in ("Sea lion", "sea_lion", "fox"):
+        draw(tmp_path / "set" / name / "a.png")
+    assert len(set(read_labelled(tmp_path / "set").labels.tolist())) == 3
+    assert (
+        "classes 'Sea lion' and 'sea_lion' differ only in case, spaces or Unicode form; they count as 2" in caplog.text
+    )
+    (tmp_path / "l.csv").write_text("path,label\nset/fox/a.png,é\nset/sea_lion/a.png,e\u0301\n", encoding="utf-8")
+    caplog.clear()
+    read_labelled(tmp_path / "l.csv")
+    assert "they count as 2 classes" in caplog.text
+
+
+def test_paths_count_from_the_folder_of_the_csv(tmp_path, monkeypatch):
+    draw(tmp_path / "img" / "a.png")
+    draw(tmp_path / "img" / "b.png")
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "l.csv").write_text("path,label\nimg/a.png,cat\nimg/b.png,dog\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        DataError, match="paths count from the folder of the CSV file, and this one lies below the current"
+    ):
+        read_labelled("labels/l.csv")
+    (tmp_path / "labels" / "l.csv").write_text("path,label\n../img/a.png,cat\n../img/b.png,dog\n")
+    assert len(read_labelled("labels/l.csv")) == 2
+
+
+def test_a_class_whose_images_are_all_gone_is_named(tmp_path):
+    draw(tmp_path / "a.png")
+    (tmp_path / "l.csv").write_text("path,label\na.png,cat\ngone.png,dog\n")
+    with pytest.raises(
+        DataError, match=r"of one class, cat: two or more are needed; 1 other file cannot .*gone.png: no such"
+    ):
+        read_labelled(tmp_path / "l.csv")

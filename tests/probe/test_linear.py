@@ -304,3 +304,19 @@ def test_too_few_iterations_warn():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         LinearProbe().fit(vectors, labels)
+
+
+@pytest.mark.parametrize("num_classes", [2, 3])
+@pytest.mark.parametrize("class_weight", [None, "balanced", {0: 3.0}])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_same_as_logistic_regression_with_class_and_sample_weights(num_classes, class_weight, weighted):
+    rng = np.random.default_rng(3)
+    labels = rng.choice(num_classes, size=90, p=[0.6, 0.3, 0.1] if num_classes == 3 else [0.8, 0.2])
+    vectors = rng.standard_normal((90, 6)) + labels[:, None]
+    weights = rng.uniform(0.2, 3.0, size=90) if weighted else None
+    scaler = StandardScaler().fit(vectors, sample_weight=weights)
+    peer = LogisticRegression(C=0.5, class_weight=class_weight, tol=1e-9, max_iter=10_000)
+    peer.fit(scaler.transform(vectors), labels, sample_weight=weights)
+    probe = LinearProbe(C=0.5, class_weight=class_weight, tol=1e-7).fit(vectors, labels, sample_weight=weights)
+    expected = peer.predict_proba(scaler.transform(vectors))
+    np.testing.assert_allclose(probe.predict_proba(vectors), expected, atol=1e-5)

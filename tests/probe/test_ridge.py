@@ -17,7 +17,13 @@ from vitembed.errors import DataError
 from vitembed.probe.ridge import ALPHAS, RidgeProbe
 
 
-@parametrize_with_checks([RidgeProbe(), RidgeProbe(alpha=1.0, class_weight="balanced")])
+@parametrize_with_checks(
+    [RidgeProbe(), RidgeProbe(alpha=1.0, class_weight="balanced")],
+    # As of RidgeClassifier: rows are counted to balance the classes, whatever their weights.
+    expected_failed_checks=lambda probe: (
+        {"check_sample_weight_equivalence_on_dense_data": "as RidgeClassifier"} if probe.class_weight else {}
+    ),
+)
 def test_scikit_learn_contract(estimator, check):
     check(estimator)
 
@@ -79,8 +85,33 @@ def test_indicator_matrix_is_one_regression_for_each_label():
     expected = peer.predict(StandardScaler().fit_transform(vectors))
     assert (probe.predict(vectors) == expected).all()
     assert probe.score(vectors, labels) == pytest.approx((expected == labels).all(axis=1).mean())
-    with pytest.raises(ValueError, match="share one solution"):
-        RidgeProbe(class_weight="balanced").fit(vectors, labels)
+    with pytest.raises(ValueError, match="can be 'balanced', but not weighted by a dict"):
+        RidgeProbe(class_weight={1: 2.0}).fit(vectors, labels)
+
+
+@pytest.mark.parametrize("kind", [2, 3, "multilabel"])
+@pytest.mark.parametrize("class_weight", [None, "balanced", {0: 3.0}, {0: 0.0, 1: 2.0}])
+@pytest.mark.parametrize("weighted", ["no", "yes", "some are 0"])
+def test_same_as_ridge_classifier_with_class_and_sample_weights(kind, class_weight, weighted):
+    rng = np.random.default_rng(3)
+    vectors = rng.standard_normal((90, 6)) + 3
+    if kind == "multilabel":
+        if isinstance(class_weight, dict):
+            pytest.skip("RidgeClassifier takes none")
+        labels = (rng.random((90, 3)) < [0.2, 0.5, 0.7]).astype(int)
+    else:
+        labels = rng.choice(3, size=90, p=[0.6, 0.3, 0.1]) if kind == 3 else rng.choice(2, size=90, p=[0.8, 0.2])
+        vectors[:, 0] += labels
+    weights = None if weighted == "no" else rng.uniform(0.2, 3.0, size=90)
+    if weighted == "some are 0":
+        weights = weights * (np.arange(90) % 4 > 0)
+    scaler = StandardScaler().fit(vectors, sample_weight=weights)
+    peer = RidgeClassifier(alpha=2.0, class_weight=class_weight).fit(
+        scaler.transform(vectors), labels, sample_weight=weights
+    )
+    probe = RidgeProbe(alpha=2.0, class_weight=class_weight).fit(vectors, labels, sample_weight=weights)
+    expected = peer.decision_function(scaler.transform(vectors))
+    np.testing.assert_allclose(probe.decision_function(vectors), expected, atol=1e-9)
 
 
 def test_it_is_worth_something_and_takes_embeddings():
@@ -107,7 +138,13 @@ def test_works_in_scikit_learn_tools():
         ({"alpha": 0.0}, "alpha=0.0: expected a number > 0"),
         ({"alphas": []}, "expected one or more numbers"),
         ({"class_weight": "equal"}, "class_weight='equal'"),
-        ({"class_weight": {"x": 2.0}}, "class_weight names"),
+        ({"class_weight": {"x": 2.0}}, "class_weight names 'x', not among the labels 0, 1, 2"),
+        ({"class_weight": [0, 1, 2]}, "expected None, 'balanced' or a dict"),
+        ({"class_weight": np.array([1.0, 2.0])}, "expected None, 'balanced' or a dict"),
+        ({"class_weight": {0: -1}}, r"class_weight\[0\] is -1: expected a finite number >= 0"),
+        ({"class_weight": {0: np.nan}}, r"class_weight\[0\] is nan"),
+        ({"class_weight": {0: "much"}}, r"class_weight\[0\] is 'much'"),
+        ({"class_weight": {0: 0, 1: 0, 2: 0}}, "every weight is 0"),
     ],
 )
 def test_settings_out_of_range(settings, message):

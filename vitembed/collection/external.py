@@ -10,8 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from vitembed.collection.catalog import Catalog
-from vitembed.embeddings import Embeddings, unit_rows
-from vitembed.errors import DataError
+from vitembed.embeddings import Embeddings, refuse_copies, unit_rows
 from vitembed.images.source import stat_facts
 
 
@@ -21,9 +20,7 @@ def unit_vectors(embeddings: Embeddings) -> np.ndarray:
     Raises:
         DataError: If an id occurs twice, or a vector is zero.
     """
-    num_others = len(embeddings) - len(set(embeddings.ids))
-    if num_others:
-        raise DataError(f"{num_others} ids occur more than once")
+    refuse_copies(embeddings.ids)
     return unit_rows(embeddings.vectors)
 
 

@@ -17,8 +17,9 @@ from sklearn.utils.validation import _check_sample_weight, check_array, check_co
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitembed.probe.inputs import device_name
-from vitembed.probe.targets import class_weights, encode
+from vitembed.embeddings import plain_array
+from vitembed.probe.inputs import checked_y, device_name, quiet
+from vitembed.probe.targets import check_class_weight, class_weights, encode
 
 LRS = (1e-3, 3e-3, 1e-2)
 """Learning rates to choose from: they are trained side by side, since reading the tokens is what takes time."""
@@ -95,16 +96,17 @@ class AttentiveProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
             ValueError: If the data is not that, holds one class only, or a setting is out of range.
         """
         self._check_settings()
-        tokens = _checked_tokens(X)
+        tokens, y = _checked_tokens(X), checked_y(y)
         check_consistent_length(tokens, y)
-        check_classification_targets(y)
+        with quiet():
+            check_classification_targets(y)
         targets = encode(np.asarray(y))
         if targets.indicator is not None:
             raise ValueError(
                 "y is a matrix of several labels a row: the attentive probe takes one label for each image"
             )
         self.classes_, self.n_features_in_ = targets.classes, tokens.shape[2]
-        weights = _check_sample_weight(sample_weight, tokens, dtype=np.float64, ensure_non_negative=True)
+        weights = _check_sample_weight(plain_array(sample_weight), tokens, dtype=np.float64, ensure_non_negative=True)
         weights = weights * class_weights(self.class_weight, targets, weights)
         rng = check_random_state(self.random_state)
         seed = int(rng.randint(2**31))
@@ -221,8 +223,7 @@ class AttentiveProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
             raise ValueError(f"lr={self.lr!r}: expected a number > 0, or None to choose it")
         if not 0 <= self.weight_decay < np.inf:
             raise ValueError(f"weight_decay={self.weight_decay!r}: expected a number >= 0")
-        if isinstance(self.class_weight, str) and self.class_weight != "balanced":
-            raise ValueError(f"class_weight={self.class_weight!r}: expected None, 'balanced' or a dict")
+        check_class_weight(self.class_weight)
 
 
 @dataclass(frozen=True)
@@ -253,6 +254,7 @@ def _attend(tokens: Float[Tensor, "b t d"], queries: Float[Tensor, "h d"]) -> Fl
 
 
 def _checked_tokens(X: Any) -> np.ndarray:
+    X = plain_array(X)
     if getattr(X, "ndim", 3) != 3:
         raise ValueError(f"X has shape {list(X.shape)}: expected tokens [n, t, d]; for vectors [n, d] use LinearProbe")
     tokens: np.ndarray = check_array(X, dtype=[np.float32, np.float16, np.float64], allow_nd=True)

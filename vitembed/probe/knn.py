@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float, Float32, Float64, Int64
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
-from vitembed.probe.inputs import device_name, labels_of, vectors_of
+from vitembed.probe.inputs import device_name, labels_of, quiet, validated, vectors_of
 
 DINOV2_KS = (10, 20, 100, 200)
 """The numbers of neighbours in DINOv2's ``eval/knn.py`` (Oquab et al. 2023, arXiv:2304.07193); it reports each."""
@@ -62,8 +62,9 @@ class KNNProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         _check_k(self.k)
         if not 0 < self.temperature < np.inf:
             raise ValueError(f"temperature={self.temperature!r}: expected a number > 0")
-        X, y = validate_data(self, vectors_of(X), labels_of(X, y), dtype=[np.float32, np.float64])
-        check_classification_targets(y)
+        X, y = validated(self, vectors_of(X), labels_of(X, y), dtype=[np.float32, np.float64])
+        with quiet():
+            check_classification_targets(y)
         self.classes_, targets = np.unique(y, return_inverse=True)
         self.targets_ = targets.astype(np.int64)
         self.vectors_ = unit_rows(X)
@@ -77,7 +78,7 @@ class KNNProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
             k: How many; the probe's own ``k`` by default, at most the number of stored vectors.
         """
         check_is_fitted(self)
-        X = validate_data(self, vectors_of(X), dtype=[np.float32, np.float64], reset=False)
+        X = validated(self, vectors_of(X), dtype=[np.float32, np.float64], reset=False)
         k = self.k if k is None else k
         _check_k(k)
         return nearest(unit_rows(X), self.vectors_, k, device=device_name(self.device))
@@ -117,7 +118,8 @@ class KNNProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Accuracy in 0..1 on vectors and labels, or on ``Embeddings`` that carry labels."""
-        return float(super().score(X, labels_of(X, y), sample_weight))
+        with quiet():
+            return float(super().score(X, labels_of(X, y), sample_weight))
 
 
 def unit_rows(vectors: Float[np.ndarray, "n d"]) -> Float32[np.ndarray, "n d"]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,8 +15,11 @@ import numpy as np
 from vitembed.csv_text import read_csv
 from vitembed.errors import BadImage, DataError, printable
 from vitembed.images.ignored import APPLE_DOUBLE, is_ignored_folder, is_silently_ignored, log_passed_over
-from vitembed.images.source import ImageRef, find_images, is_image
+from vitembed.images.source import ImageRef, find_images, is_image, sniff
 from vitembed.probe.split import SPLIT_NAMES
+from vitembed.vector_files import vector_format
+
+log = logging.getLogger("vitembed")
 
 EXPECTED = (
     "expected class sub-folders, train and test folders of them, or a CSV file with columns path,label[,split][,group]"
@@ -61,15 +67,18 @@ def read_labelled(source: str | os.PathLike[str]) -> LabelledImages:
     A folder holds one sub-folder for each class (images anywhere below belong to it), or a ``train`` folder beside
     ``test`` and/or ``val`` folders with the same classes in them. A CSV file has a header with ``path`` and ``label``,
     perhaps ``split``, and ``group`` where some images belong together; other columns are ignored; paths are relative to
-    its folder.
+    its folder. What a reader of the labels should know (folders without a readable image, classes that differ in case
+    only) is logged, one line each.
 
     Raises:
-        DataError: If there is no such file or folder, it is not laid out like this, or it holds no readable image.
+        DataError: If there is no such file or folder, it is not laid out like this, it holds no readable image, or the
+            sub-folders are of one class.
     """
     path = Path(source)
     if path.is_dir():
         found = _read_folder(path)
     elif path.is_file():
+        _refuse_other_files(path)
         found = _read_csv(path)
     elif path.exists():
         raise DataError(f"{printable(path)} is neither a file nor a folder: {EXPECTED}")
@@ -77,20 +86,74 @@ def read_labelled(source: str | os.PathLike[str]) -> LabelledImages:
         raise DataError(f"no such file or folder: {printable(path)}")
     if not found.refs:
         first = f" (first of {len(found.bad)} bad ones: {found.bad[0]})" if found.bad else ""
-        raise DataError(f"{printable(path)} holds no labelled image{first}")
+        raise DataError(f"{printable(path)} holds no labelled image{first}{_hint_on_paths(path, found)}")
+    left = np.unique(found.labels).tolist()
+    if found.bad and len(left) == 1:
+        what = "1 other file" if len(found.bad) == 1 else f"{len(found.bad):,} other files"
+        raise DataError(
+            f"{printable(path)}: the images that can be read are of one class, {left[0]}: two or more are needed; "
+            f"{what} cannot be used, the first: {found.bad[0]}"
+        )
+    for line in _remarks_on_names(found.labels):
+        log.warning(line)
     return found
 
 
+def _refuse_other_files(path: Path) -> None:
+    """Images and vectors are no lists of labelled images, whatever their suffix."""
+    try:
+        if sniff(str(path)) is not None:
+            raise DataError(f"{printable(path)} is an image: {EXPECTED}")
+    except BadImage:
+        return  # reading it says why
+    kind = vector_format(path)
+    if kind is not None and kind != "csv":
+        raise DataError(
+            f"{printable(path)} holds vectors ({kind}), no images: {EXPECTED}; for vectors with labels inside there "
+            "is vitembed.study(vitembed.Embeddings.load(FILE)) in Python"
+        )
+
+
+def _hint_on_paths(path: Path, found: LabelledImages) -> str:
+    """Where the images of a CSV file would be found, if its paths were meant to count from the current folder."""
+    if path.is_dir() or not found.bad:
+        return ""
+    folder = os.path.dirname(os.path.abspath(path))  # noqa: PTH100, PTH120  links stay links
+    first = os.path.relpath(found.bad[0].path, folder)
+    here = os.path.exists(first)  # noqa: PTH110
+    return "; relative paths count from the folder of the CSV file" + (
+        ", and this one lies below the current folder: move the file here, or write absolute paths" if here else ""
+    )
+
+
+def _remarks_on_names(labels: np.ndarray) -> list[str]:
+    """Classes whose names a person would take for one."""
+    alike: dict[str, list[str]] = {}
+    for name in np.unique(labels).tolist():
+        key = " ".join(unicodedata.normalize("NFKC", name).casefold().replace("_", " ").replace("-", " ").split())
+        alike.setdefault(key, []).append(name)
+    return [
+        f"classes {' and '.join(map(repr, names))} differ only in case, spaces or Unicode form; they count as "
+        f"{len(names)} classes"
+        for names in alike.values()
+        if len(names) > 1
+    ]
+
+
 def _read_folder(root: Path) -> LabelledImages:
-    folders, _ = _children(root)
+    folders, files = _children(root)
     if not folders:
-        raise DataError(f"{printable(root)} has no class sub-folders: {EXPECTED}")
+        num = len(find_images([root]).refs)
+        inside = f"{num:,} {'image' if num == 1 else 'images'} and " if num else "no images and " if files else ""
+        what = f"has {inside}no class sub-folders" if inside else "is empty"
+        raise DataError(f"{printable(root)} {what}: {EXPECTED}")
     parts = _parts_of_split(root, folders)
     refs: list[ImageRef] = []
     labels: list[str] = []
     split: list[str] = []
     bad: list[BadImage] = []
     passed_over, unfinished = list[str](), list[str]()
+    without: list[str] = []
     for section, part in parts or [(root, "")]:
         passed_over += [child.path for child in os.scandir(section) if child.is_dir() and is_ignored_folder(child.path)]
         classes, loose = _children(section)
@@ -103,12 +166,38 @@ def _read_folder(root: Path) -> LabelledImages:
             bad += listing.bad
             passed_over += listing.passed_over
             unfinished += listing.unfinished
+            without += (
+                [] if listing.refs else [(f"{printable(section.name)}/" if parts else "") + printable(folder.name)]
+            )
     log_passed_over([path for path in passed_over if not is_silently_ignored(Path(path).name)], unfinished)
+    if without and refs:
+        some = ", ".join(without[:5]) + (", ..." if len(without) > 5 else "")
+        what = "1 class folder has" if len(without) == 1 else f"{len(without)} class folders have"
+        log.warning("%s no readable image and %s no class: %s", what, "is" if len(without) == 1 else "are", some)
+    _refuse_one_class(root, labels, bad)
     if parts:
         others = sorted(set(folders) - {section for section, _ in parts})
         outside = find_images(others).refs if others else []
         bad += [BadImage(ref.path, "outside train, val and test") for ref in outside]
     return LabelledImages(refs, np.array(labels, dtype=np.str_), np.array(split) if parts else None, bad)
+
+
+def _refuse_one_class(root: Path, labels: list[str], bad: Sequence[BadImage]) -> None:
+    counts = Counter(labels)
+    if len(counts) != 1:
+        return
+    (name,) = counts
+    inner = [child.name for child in _children(root / name)[0]] if (root / name).is_dir() else []
+    num, where = len(labels), printable(root)
+    what = f"all {num:,} images of {where} are" if num > 1 else f"the only image of {where} is"
+    beside = sum(problem.reason == "not in a class folder" for problem in bad)
+    hint = ""
+    if len(inner) > 1:
+        some = ", ".join(map(printable, inner[:3])) + (", ..." if len(inner) > 3 else "")
+        hint = f"; it has sub-folders of its own ({some}): if these are the classes, name {printable(root / name)}"
+    elif beside:
+        hint = f"; {beside:,} {'image lies' if beside == 1 else 'images lie'} beside the folder, in none"
+    raise DataError(f"{what} of one class, {printable(name)}: two or more are needed{hint}")
 
 
 def _parts_of_split(root: Path, folders: list[Path]) -> list[tuple[Path, str]]:
@@ -131,13 +220,12 @@ def _children(folder: Path) -> tuple[list[Path], list[Path]]:
         children = sorted(Path(os.path.abspath(folder)).iterdir(), key=os.fsencode)  # noqa: PTH100  links stay links
     except OSError as error:
         raise DataError(f"folder {printable(folder)} cannot be read: {error.strerror}") from error
-    folders = [child for child in children if child.is_dir() and not _is_no_class(child)]
+    folders = [child for child in children if _may_be_class(child)]
     return folders, [child for child in children if child.is_file() and not child.name.startswith(APPLE_DOUBLE)]
 
 
-def _is_no_class(folder: Path) -> bool:
-    """Whether a folder is hidden, or of another program: no class."""
-    return folder.name.startswith(".") or is_ignored_folder(os.fspath(folder))
+def _may_be_class(child: Path) -> bool:
+    return child.is_dir() and not child.name.startswith(".") and not is_ignored_folder(str(child))
 
 
 def _unlabelled(files: Sequence[Path], reason: str) -> list[BadImage]:

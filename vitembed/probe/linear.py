@@ -12,14 +12,15 @@ from jaxtyping import Float
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 
+from vitembed.embeddings import plain_array
 from vitembed.probe.axes import SMALL_PRODUCT, moments, principal_axes, threads_for
 from vitembed.probe.choose import MAX_CROSS_VALIDATED, NUM_FOLDS, Choice, choose_c, content_keys, fold_of_rows
-from vitembed.probe.inputs import device_name, labels_of, vectors_of
+from vitembed.probe.inputs import device_name, labels_of, quiet, validated, vectors_of
 from vitembed.probe.logistic import LogisticProblem, Sigmoid, Softmax
 from vitembed.probe.newton import Solution, Start, solve
-from vitembed.probe.targets import Targets, class_weights, encode
+from vitembed.probe.targets import Targets, check_class_weight, class_weights, encode
 
 C_PATH: tuple[float, ...] = tuple(10.0 ** (e / 2) for e in range(-12, 7))
 """Default path: half decades from 1e-6 to 1e3."""
@@ -45,7 +46,8 @@ class LinearProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scik
             once ``C`` is one and a half decades past the one of least held-out log loss.
         num_holdouts: How many of five stratified fifths of the rows are held out in turn to choose ``C``: 1 is a
             hold-out, 5 is cross-validation. None is 5 up to 2,000 distinct rows, else 1.
-        class_weight: As in scikit-learn: None, ``"balanced"``, or a weight for each label that is not to have 1. With
+        class_weight: As in ``LogisticRegression``: None, ``"balanced"`` (by the sum of the sample weights of each
+            class), or a weight for each label that is not to have 1. With
             an indicator matrix it is for absent (0) and present (1) of each label on its own.
         standardize: Divide each feature by its standard deviation in the fitted rows; they are centred in any case.
         tol: Ends the solver; the mean loss is then within about ``tol ** 2`` of its minimum. By default that is
@@ -101,8 +103,8 @@ class LinearProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scik
             DataError: If ``X`` is ``Embeddings`` without labels and no ``y`` is given.
         """
         Cs = self._checked_settings()
-        X, y = validate_data(self, vectors_of(X), labels_of(X, y), dtype=np.float64, multi_output=True)
-        weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+        X, y = validated(self, vectors_of(X), labels_of(X, y), dtype=np.float64, multi_output=True)
+        weights = _check_sample_weight(plain_array(sample_weight), X, dtype=np.float64, ensure_non_negative=True)
         if (weights == 0).any():  # a weight of 0 is a row that is not there, also for classes_ and the hold-out
             X, y, weights = X[weights > 0], y[weights > 0], weights[weights > 0]
         targets = encode(y)
@@ -182,7 +184,7 @@ class LinearProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scik
     def decision_function(self, X: Any) -> Float[np.ndarray, " n"] | Float[np.ndarray, "n c"]:
         """Logits ``[n, num_classes]``; with two classes ``[n]``, positive for the second."""
         check_is_fitted(self)
-        X = validate_data(self, vectors_of(X), dtype=np.float64, reset=False)
+        X = validated(self, vectors_of(X), dtype=np.float64, reset=False)
         logits: np.ndarray = X @ self.coef_.T + self.intercept_
         return logits[:, 0] if len(self.classes_) == 2 and not self.multilabel_ else logits
 
@@ -216,7 +218,8 @@ class LinearProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scik
 
         Of an indicator matrix it is the share of rows with every label right, as in scikit-learn.
         """
-        return float(super().score(X, labels_of(X, y), sample_weight))
+        with quiet():
+            return float(super().score(X, labels_of(X, y), sample_weight))
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -236,6 +239,5 @@ class LinearProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scik
             raise ValueError(
                 f"num_holdouts={self.num_holdouts!r}: expected None or a whole number from 1 to {NUM_FOLDS}"
             )
-        if isinstance(self.class_weight, str) and self.class_weight != "balanced":
-            raise ValueError(f"class_weight={self.class_weight!r}: expected None, 'balanced' or a dict")
+        check_class_weight(self.class_weight)
         return Cs

@@ -10,11 +10,12 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from sklearn.exceptions import ConvergenceWarning
 
+from vitembed.embeddings import Embeddings
 from vitembed.errors import ConfigError, DataError
 from vitembed.probe.evaluation.inputs import checked_groups, checked_labels, checked_vectors
-from vitembed.probe.evaluation.leakage import Leak, copy_groups, leaks_across
+from vitembed.probe.evaluation.leakage import Leak, copy_groups, leaks_across, same_images
 from vitembed.probe.evaluation.sides import choose_sides, remarks_on_classes
-from vitembed.probe.inputs import labels_of, vectors_of
+from vitembed.probe.inputs import given_labels
 from vitembed.probe.knn import KNNProbe
 from vitembed.probe.linear import LinearProbe
 from vitembed.probe.scores import Scores, score
@@ -52,6 +53,8 @@ class Fitted:
     """The linear probe's, for the test rows; 0 for classes that it never met."""
     leaks: list[Leak]
     """Test rows that have a near copy among the training rows."""
+    contradictions: list[Int[np.ndarray, " _"]]
+    """Rows that are one image, by their vectors, under several labels."""
 
     @property
     def test(self) -> Int[np.ndarray, " m"]:
@@ -147,8 +150,8 @@ def evaluate(
             "near duplicates can be kept on one side only of a split that is drawn here, and this data comes with its "
             "own: leave the split out, or the grouping (copies across the split are reported in any case)"
         )
-    names, targets = checked_labels(labels_of(X, labels))
-    vectors = checked_vectors(vectors_of(X), len(targets))
+    names, targets = checked_labels(given_labels(X, labels))
+    vectors = checked_vectors(X.vectors if isinstance(X, Embeddings) else X, len(targets))
     group_ids = None if groups is None else checked_groups(groups, len(targets))
     notes: list[str] = []
     if group_copies:
@@ -200,7 +203,9 @@ def evaluate(
         answers=answers,
         probabilities=prob,
         leaks=leaks_across(vectors, train, test, device=device),
+        contradictions=[rows for rows in same_images(vectors) if len(np.unique(targets[rows])) > 1],
     )
+    notes += _remarks_on_contradictions(fitted)
     notes += _remarks_on_copies(fitted)
     return ProbeReport(
         num_images=len(targets),
@@ -245,7 +250,8 @@ def _remarks_on_copies(fitted: Fitted) -> list[str]:
     copies, targets, truth = fitted.is_copy, fitted.targets, fitted.targets[fitted.test]
     if not copies.any():
         return []
-    note = f"{int(copies.sum())} of {len(copies)} test images have a near duplicate among the training images"
+    have = "has" if copies.sum() == 1 else "have"
+    note = f"{int(copies.sum())} of {len(copies)} test images {have} a near duplicate among the training images"
     if not copies.all():
         knn, linear = (100 * (fitted.answers[name] == truth)[~copies].mean() for name in ("knn", "linear"))
         note += f"; without them k-NN is {knn:.1f} % and linear {linear:.1f} %"
@@ -256,6 +262,19 @@ def _remarks_on_copies(fitted: Fitted) -> list[str]:
             "that cannot tell the two apart"
         )
     return notes
+
+
+def _remarks_on_contradictions(fitted: Fitted) -> list[str]:
+    found = fitted.contradictions
+    if not found:
+        return []
+    names = sorted({str(fitted.names[target]) for target in np.unique(fitted.targets[np.concatenate(found)]).tolist()})
+    some = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    what = "1 image is" if len(found) == 1 else f"{len(found):,} images are"
+    return [
+        f"{what} there several times with different labels ({sum(map(len, found)):,} files, by equal vectors; classes "
+        f"{some}): at most one label of each can be right"
+    ]
 
 
 def _class_rows(

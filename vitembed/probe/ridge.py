@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,13 +10,14 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 from torch import Tensor
 
+from vitembed.embeddings import plain_array
 from vitembed.probe.axes import Axes, moments, principal_axes, threads_for
 from vitembed.probe.choose import content_keys
-from vitembed.probe.inputs import device_name, labels_of, vectors_of
-from vitembed.probe.targets import Targets, class_weights, encode
+from vitembed.probe.inputs import device_name, labels_of, quiet, validated, vectors_of
+from vitembed.probe.targets import Targets, check_class_weight, class_weights, encode
 
 ALPHAS: tuple[float, ...] = tuple(10.0 ** (e / 2) for e in range(-4, 15))
 """Default penalties: half decades from 1e-2 to 1e7."""
@@ -42,7 +44,8 @@ class RidgeProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
     Args:
         alpha: Penalty, > 0: ``sum of squared errors + alpha * |W|^2``. None chooses it from ``alphas``.
         alphas: Sequence of values to choose from; None is ``ALPHAS``.
-        class_weight: As in scikit-learn: None, ``"balanced"``, or a weight for each label that is not to have 1.
+        class_weight: As in ``RidgeClassifier``: None, ``"balanced"`` (by the number of rows of each class, whatever
+            their sample weights), or a weight for each label that is not to have 1.
         standardize: Divide each feature by its standard deviation in the fitted rows; they are centred in any case.
         device: ``"auto"`` (CUDA when there, else CPU) or any torch device. float64, but on ``mps``.
 
@@ -81,18 +84,15 @@ class RidgeProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
             DataError: If ``X`` is ``Embeddings`` without labels and no ``y`` is given.
         """
         alphas = self._checked_settings()
-        X, y = validate_data(self, vectors_of(X), labels_of(X, y), dtype=np.float64, multi_output=True)
-        weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
-        if (weights == 0).any():  # a weight of 0 is a row that is not there, also for classes_
-            X, y, weights = X[weights > 0], y[weights > 0], weights[weights > 0]
+        X, y = validated(self, vectors_of(X), labels_of(X, y), dtype=np.float64, multi_output=True)
+        weights = _check_sample_weight(plain_array(sample_weight), X, dtype=np.float64, ensure_non_negative=True)
         targets = encode(y)
-        self.classes_, self.multilabel_ = targets.classes, targets.indicator is not None
+        factors = self._factors(targets)
+        if (weights == 0).any():  # a weight of 0 is a row that is not there, also for classes_
+            kept = weights > 0
+            X, weights, factors, targets = X[kept], weights[kept], factors[kept], encode(y[kept])
         mean, scale = moments(X, weights, scaled=self.standardize)
-        factors = class_weights(self.class_weight, targets, weights)
-        if factors.ndim == 2:
-            if self.class_weight is not None:
-                raise ValueError("class_weight: labels as an indicator matrix share one solution, give sample_weight")
-            factors = factors[0]
+        self.classes_, self.multilabel_ = targets.classes, targets.indicator is not None
         weights = weights * factors
         signs = _signs(targets)
         centre = np.average(X, axis=0, weights=weights)  # with class weights this is not the mean that scaled the rows
@@ -121,7 +121,7 @@ class RidgeProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
     def decision_function(self, X: Any) -> Float[np.ndarray, " n"] | Float[np.ndarray, "n c"]:
         """What least squares gives, about -1 to 1: ``[n, num_classes]``; with two classes ``[n]`` for the second."""
         check_is_fitted(self)
-        X = validate_data(self, vectors_of(X), dtype=np.float64, reset=False)
+        X = validated(self, vectors_of(X), dtype=np.float64, reset=False)
         values: np.ndarray = X @ self.coef_.T + self.intercept_
         return values[:, 0] if len(self.classes_) == 2 and not self.multilabel_ else values
 
@@ -135,12 +135,25 @@ class RidgeProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Accuracy in 0..1 on vectors and labels, or on ``Embeddings`` that carry labels."""
-        return float(super().score(X, labels_of(X, y), sample_weight))
+        with quiet():
+            return float(super().score(X, labels_of(X, y), sample_weight))
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
-        tags.classifier_tags.multi_label = self.class_weight is None
+        tags.classifier_tags.multi_label = True
         return tags
+
+    def _factors(self, targets: Targets) -> Float[np.ndarray, " n"]:
+        """What class weights make of each row. As in ``RidgeClassifier``, sample weights do not count for balance.
+
+        Labels of an indicator matrix share one solution: their factors are multiplied.
+        """
+        if targets.indicator is not None and isinstance(self.class_weight, Mapping):
+            raise ValueError(
+                "class_weight: labels of an indicator matrix can be 'balanced', but not weighted by a dict"
+            )
+        factors = class_weights(self.class_weight, targets, np.ones(len(targets.codes)))
+        return factors if factors.ndim == 1 else factors.prod(axis=0)
 
     def _checked_settings(self) -> list[float]:
         """Check the settings and give the penalties to try."""
@@ -149,8 +162,7 @@ class RidgeProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         alphas = [float(alpha) for alpha in (ALPHAS if self.alphas is None else self.alphas)]
         if not alphas or not all(0 < alpha < np.inf for alpha in alphas):
             raise ValueError(f"alphas={self.alphas!r}: expected one or more numbers > 0")
-        if isinstance(self.class_weight, str) and self.class_weight != "balanced":
-            raise ValueError(f"class_weight={self.class_weight!r}: expected None, 'balanced' or a dict")
+        check_class_weight(self.class_weight)
         return alphas if self.alpha is None else [float(self.alpha)]
 
 
@@ -180,7 +192,7 @@ def _left_out(axes: Axes, rows: _Rows, alpha: float) -> tuple[RidgePoint, Float[
     shrink = 1.0 / (total * axes.spectrum + alpha)
     weight = shrink[:, None] * (axes.inputs.T @ (sums - joint[:, None] * mean))
     leverage = joint * (1.0 / total + axes.inputs.square() @ shrink)
-    wanted = sums / joint[:, None]
+    wanted = sums / joint.clamp_min(torch.finfo(weights.dtype).tiny)[:, None]  # 0: a class of weight 0
     # A row that alone decides its own fit (leverage 1) leaves nothing to foretell it from.
     room = (1.0 - leverage).clamp_min(torch.finfo(weights.dtype).eps)[:, None]
     foretold = (wanted - (wanted - axes.inputs @ weight - mean) / room)[rows.copy_of]

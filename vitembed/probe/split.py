@@ -80,7 +80,8 @@ def grouped_split(
     num_folds = max(2, round(1 / test_share))
     num_groups = len(np.unique(groups))
     if num_groups < num_folds:
-        raise DataError(f"{num_groups} groups cannot be split into {num_folds} parts (test_share={test_share:g})")
+        what = "all images are one group, which" if num_groups == 1 else f"{num_groups} groups"
+        raise DataError(f"{what} cannot be split into {num_folds} parts (test_share={test_share:g})")
     folds = StratifiedGroupKFold(min(num_folds, int(np.bincount(targets).max())), shuffle=True, random_state=seed)
     is_test = np.zeros(len(targets), dtype=bool)
     with warnings.catch_warnings():

@@ -12,6 +12,8 @@ from jaxtyping import Bool, Float, Int64
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from sklearn.utils.validation import column_or_1d
 
+from vitembed.probe.inputs import quiet
+
 
 @dataclass(frozen=True)
 class Targets:
@@ -53,8 +55,9 @@ def encode(y: np.ndarray) -> Targets:
     Raises:
         ValueError: If they are neither, or hold one class only.
     """
-    check_classification_targets(y)
-    kind = type_of_target(y)
+    with quiet():
+        check_classification_targets(y)
+        kind = type_of_target(y)
     if kind == "multilabel-indicator":
         indicator = np.asarray(y.todense() if hasattr(y, "todense") else y).astype(np.float64).T
         targets = Targets(np.arange(len(indicator)), np.zeros(indicator.shape[1], dtype=np.int64), indicator)
@@ -70,8 +73,33 @@ def encode(y: np.ndarray) -> Targets:
         raise ValueError(f"labels have shape {list(y.shape)}: expected one a row, or a matrix of zeros and ones")
     classes, codes = np.unique(column_or_1d(y, warn=True), return_inverse=True)
     if len(classes) < 2:
-        raise ValueError(f"a classifier needs at least 2 classes, the labels hold {len(classes)} class")
+        held = "1 class" if len(classes) == 1 else "none"
+        raise ValueError(f"a classifier needs at least 2 classes, the labels hold {held}")
     return Targets(classes, codes.astype(np.int64), None)
+
+
+def check_class_weight(class_weight: Any) -> None:
+    """Refuse what is no class weight, in one line.
+
+    Raises:
+        ValueError: If it is neither None, ``"balanced"`` nor a dict of finite numbers >= 0.
+    """
+    if class_weight is None or (isinstance(class_weight, str) and class_weight == "balanced"):
+        return
+    if not isinstance(class_weight, Mapping):
+        raise ValueError(
+            f"class_weight={class_weight!r}: expected None, 'balanced' or a dict with a weight for each label, such as "
+            "{'cat': 2.0}"
+        )
+    for label, weight in class_weight.items():
+        try:
+            right = not isinstance(weight, str) and 0 <= float(weight) < np.inf
+        except (TypeError, ValueError):
+            right = False
+        if not right:
+            raise ValueError(f"class_weight[{label!r}] is {weight!r}: expected a finite number >= 0")
+    if class_weight and all(float(weight) == 0 for weight in class_weight.values()):
+        raise ValueError("class_weight: every weight is 0, nothing is left to learn from")
 
 
 def class_weights(
@@ -81,8 +109,13 @@ def class_weights(
 
     ``balanced`` gives every class the same total weight; of an indicator matrix absence and presence of each label.
 
+    Args:
+        class_weight: Checked already.
+        targets: Labels.
+        weights: What rows count for when classes are balanced: those given, as ``LogisticRegression`` has it, or ones.
+
     Raises:
-        ValueError: If ``class_weight`` names a label that is not there.
+        ValueError: If ``class_weight`` names labels that are not there and leaves out others.
     """
     if targets.indicator is None:
         factors: np.ndarray = _factors(class_weight, targets.classes, targets.codes, weights)[targets.codes]
@@ -99,7 +132,12 @@ def _factors(
     if isinstance(class_weight, str):
         totals = np.bincount(codes, weights=weights, minlength=len(classes))
         return np.asarray(weights.sum() / (np.count_nonzero(totals) * np.where(totals > 0, totals, 1.0)))
-    unknown = set(class_weight) - set(classes.tolist())
-    if unknown:
-        raise ValueError(f"class_weight names {sorted(unknown)!r}, which are not among the labels {classes.tolist()!r}")
-    return np.array([class_weight.get(label, 1.0) for label in classes.tolist()], dtype=np.float64)
+    known = classes.tolist()
+    unknown = [label for label in class_weight if label not in known]
+    if unknown and any(label not in class_weight for label in known):
+        names, labels = (", ".join(map(repr, part[:20])) for part in (unknown, known))
+        raise ValueError(f"class_weight names {names}, not among the labels {labels}")
+    factors = np.array([class_weight.get(label, 1.0) for label in known], dtype=np.float64)
+    if not (factors[np.unique(codes)] > 0).any():
+        raise ValueError("class_weight: every label that occurs has weight 0")
+    return factors

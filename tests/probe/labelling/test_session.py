@@ -13,6 +13,7 @@ import vitembed
 from vitembed import faults
 from vitembed.embeddings import Embeddings
 from vitembed.errors import DataError
+from vitembed.probe.labelling.class_names import checked_classes
 from vitembed.probe.labelling.labels_file import LabelsFile
 from vitembed.probe.labels import read_labelled
 
@@ -334,3 +335,64 @@ def test_settings_file_is_plain_json(tmp_path):
     again = vitembed.LabelSession(found, labels_file=tmp_path / "l.csv")
     again.answer(rows, labels[rows])  # answered in a later session, as from a sheet
     assert {again.chosen(row) for row in rows.tolist()} == {"random", "informative"}
+
+
+@pytest.mark.parametrize("classes", [(1, 2, 3), [np.int64(1), np.int64(2), np.int64(3)], ["1", 2, " 3 "], "1,2,3"])
+def test_classes_may_be_numbers(tmp_path, classes):
+    found, _ = pool()
+    session = vitembed.LabelSession(found, classes, labels_file=tmp_path / "l.csv")
+    assert session.classes == ["1", "2", "3"]
+    session.answer([0, 1, 2], [1, np.int64(2), "3"])
+    session.answer(3, 2)
+    assert vitembed.LabelSession(found, labels_file=tmp_path / "l.csv").labels[:4] == ["1", "2", "3", "2"]
+
+
+@pytest.mark.parametrize(
+    ("classes", "why"),
+    [
+        ((1, 1), "class '1' is named twice"),
+        ((True, False), "class name True: expected text"),
+        (("a", ""), "class name '': expected 1 to 100 printable characters"),
+        (("a", "b\nc"), "printable characters"),
+        (("é", "e\u0301"), "class 'é' is named twice"),
+        ("cat", "1 class: a probe tells two or more apart"),
+    ],
+)
+def test_what_is_no_class(classes, why):
+    with pytest.raises(DataError, match=why):
+        vitembed.LabelSession(pool()[0], classes)
+
+
+def test_names_that_are_neither_text_nor_whole_numbers():
+    with pytest.raises(DataError, match="class name 1.5: expected text or a whole number"):
+        checked_classes(iter([1.5, 2]))
+    with pytest.raises(DataError, match="class name None: expected text"):
+        checked_classes(iter([None, "a"]))
+
+
+def test_answers_that_are_gone_beside_settings_that_are_there(tmp_path):
+    found, _ = pool()
+    file = tmp_path / "l.csv"
+    vitembed.LabelSession(found, ["a", "b"], labels_file=file).answer([0, 1], ["a", "b"])
+    file.unlink()
+    session = vitembed.LabelSession(found, labels_file=file)
+    assert session.classes == ["a", "b"]
+    assert session.num_labelled == 0
+    assert session.notes == [
+        f"{file} is gone, its settings are still there: the classes are a, b, and no image has a label"
+    ]
+    session.answer(0, "b")
+    assert vitembed.LabelSession(found, labels_file=file).notes == []
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])
+def test_labels_that_a_spreadsheet_saved(tmp_path, encoding):
+    found, _ = pool()
+    file = tmp_path / "l.csv"
+    text = "sep=;\r\nPath;Label;Chosen;Time;;\r\n/img/0.png;Käfer;Random;27.11.2026 21:00;;\r\n/img/1.png;b;;;;\r\n"
+    file.write_bytes(text.encode(encoding))
+    session = vitembed.LabelSession(found, ["Käfer", "b"], labels_file=file)
+    assert session.labels[:2] == ["Käfer", "b"]
+    assert session.chosen(0) == "random"
+    session.answer(2, "b")
+    assert file.read_text(encoding="utf-8").splitlines()[1] == "/img/0.png,Käfer,random,27.11.2026 21:00"

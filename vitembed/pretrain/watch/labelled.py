@@ -105,8 +105,8 @@ def find_labels(
     if config.labels != "auto":
         return _from_path(config, cache, preprocess, decode)
     found = _folder_labels(inputs, cache.refs)
-    if found is None:
-        return None, "no labels: the images do not lie in class sub-folders (monitor.labels=PATH names some)"
+    if isinstance(found, str):
+        return None, f"no labels: {found} (monitor.labels=PATH names some)"
     labels, split = found
     try:
         pool = _draw(config, cache, np.arange(len(cache)), labels, split, preprocess, "class sub-folders")
@@ -149,11 +149,11 @@ def _from_path(
 
 def _folder_labels(
     inputs: Sequence[str | os.PathLike[str]], refs: Sequence[ImageRef]
-) -> tuple[np.ndarray, np.ndarray | None] | None:
-    """Label of each image by the sub-folder it lies in ("" outside), and the part of a split; none: no classes."""
+) -> tuple[np.ndarray, np.ndarray | None] | str:
+    """Label of each image by the sub-folder it lies in ("" outside), and the part of a split; or why there are none."""
     roots = [os.path.join(os.path.abspath(os.fsdecode(item)), "") for item in inputs]  # noqa: PTH100, PTH118  as refs
     if not all(os.path.isdir(root) for root in roots):  # noqa: PTH112
-        return None
+        return "images were named one by one, not as folders"
     below = [ref.path[len(next((r for r in roots if ref.path.startswith(r)), ref.path)) :] for ref in refs]
     parts = [path.split(os.sep)[:-1] for path in below]  # noqa: PTH206  names need not be UTF-8
     tops = {part[0].lower() for part in parts if part}
@@ -167,8 +167,17 @@ def _folder_labels(
     labels = np.array([printable(part[0]) if part else "" for part in parts])
     num_labelled = int((labels != "").sum())
     classes = np.unique(labels[labels != ""])
-    if len(classes) < 2 or num_labelled < max(_MIN_LABELLED * len(refs), _MIN_PER_CLASS * len(classes)):
-        return None
+    if not len(classes):
+        return "the images do not lie in class sub-folders"
+    if num_labelled < _MIN_LABELLED * len(refs):
+        return f"{len(refs) - num_labelled:,} of {len(refs):,} images lie outside the sub-folders"
+    if len(classes) < 2:
+        return f"all images lie in one sub-folder ({classes[0]}), and labels need two or more classes"
+    if num_labelled < _MIN_PER_CLASS * len(classes):
+        return (
+            f"{num_labelled:,} images in {len(classes):,} sub-folders are too few of each for classes: expected "
+            f"{_MIN_PER_CLASS} or more on average"
+        )
     return labels, split
 
 

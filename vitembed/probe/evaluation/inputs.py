@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from vitembed.embeddings import plain_array
 from vitembed.errors import DataError
 
 
@@ -14,7 +15,7 @@ def checked_labels(labels: Any) -> tuple[list[Any], Int[np.ndarray, " n"]]:
     """Distinct labels (str or int), sorted, and each row's place among them."""
     if labels is None:
         raise DataError("probing needs a label for each image")
-    array = np.asarray(labels)
+    array = np.asarray(plain_array(labels))
     if array.ndim != 1:
         raise DataError(f"labels have shape {list(array.shape)}, expected one for each image")
     if array.dtype.kind == "O" and all(isinstance(label, str) for label in array.tolist()):
@@ -22,7 +23,9 @@ def checked_labels(labels: Any) -> tuple[list[Any], Int[np.ndarray, " n"]]:
     if array.dtype.kind == "b":
         array = array.astype(np.int64)
     if array.dtype.kind not in "iuU":
-        raise DataError(f"labels have type {array.dtype}, expected text or whole numbers")
+        gone = next((row for row, label in enumerate(array.tolist()) if label is None or label != label), None)
+        hint = "" if gone is None else f"; row {gone} (rows count from 0) has none: leave it out"
+        raise DataError(f"labels have type {array.dtype}, expected text or whole numbers{hint}")
     names, targets = np.unique(array, return_inverse=True)
     if len(names) < 2:
         held = f"1: {names.tolist()[0]!r}" if len(names) else "none"
@@ -32,7 +35,9 @@ def checked_labels(labels: Any) -> tuple[list[Any], Int[np.ndarray, " n"]]:
 
 def checked_vectors(X: Any, num: int) -> Float[np.ndarray, "n d"]:
     """Finite float32 or float64 vectors, as many as there are labels."""
-    vectors = np.asarray(X)
+    if hasattr(X, "toarray"):
+        raise DataError("the vectors are a sparse matrix, expected a dense one: give X.toarray()")
+    vectors = np.asarray(plain_array(X))
     if vectors.ndim != 2 or vectors.shape[1] == 0 or vectors.dtype.kind not in "fiu":
         raise DataError(f"vectors have shape {list(vectors.shape)} and type {vectors.dtype}, expected numbers [n, d]")
     if len(vectors) != num:

@@ -74,6 +74,10 @@ class Study:
                 {"test": ids[leak.test_row], "train": ids[leak.train_row], "similarity": leak.similarity}
                 for leak in self.fitted.leaks
             ],
+            "contradictions": [
+                [{"path": ids[row], "label": names[self.fitted.targets[row]]} for row in rows.tolist()]
+                for rows in self.fitted.contradictions
+            ],
             "mistakes": [
                 {
                     "path": ids[wrong.row],

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
+from typing import Any, SupportsIndex
 
 from vitembed.errors import DataError, printable
 
@@ -14,13 +16,17 @@ _LONGEST = 100
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
 
 
-def checked_class(name: str) -> str:
-    """The name without spaces around it.
+def checked_class(name: Any) -> str:
+    """The name without spaces around it; whole numbers are names too.
 
     Raises:
         DataError: If it is empty, too long, holds control characters, or would run as a formula in a spreadsheet.
     """
-    text = name.strip()
+    if not isinstance(name, str):
+        if isinstance(name, bool) or not isinstance(name, SupportsIndex):
+            raise DataError(f"class name {name!r}: expected text or a whole number")
+        name = str(int(name))
+    text = unicodedata.normalize("NFC", name.strip())
     shown = printable(text)[:_LONGEST]
     if not text or len(text) > _LONGEST or not text.isprintable():
         raise DataError(f"class name {shown!r}: expected 1 to {_LONGEST} printable characters")
@@ -31,7 +37,7 @@ def checked_class(name: str) -> str:
     return text
 
 
-def checked_classes(names: Iterable[str]) -> list[str]:
+def checked_classes(names: Iterable[str | SupportsIndex]) -> list[str]:
     """Check all of them.
 
     Raises:
@@ -48,12 +54,12 @@ def checked_classes(names: Iterable[str]) -> list[str]:
 
 def class_named(text: str, classes: Sequence[str]) -> str | None:
     """The class of this name, whatever its case; None if there is none."""
-    wanted = text.strip().casefold()
+    wanted = unicodedata.normalize("NFC", text.strip()).casefold()
     return next((name for name in classes if name.casefold() == wanted), None)
 
 
 def agreed_classes(
-    wanted: Sequence[str] | None, kept: Sequence[str], used: Sequence[str]
+    wanted: Sequence[str | SupportsIndex] | None, kept: Sequence[str], used: Sequence[str]
 ) -> tuple[list[str], list[str]]:
     """The classes of a session, and what to say about them, one line each.
 

@@ -61,13 +61,20 @@ class LabelsFile:
         """How the images on sheets that are still out were chosen."""
         self.seed: int | None = None
         self._columns = list(_COLUMNS)
-        self._seen: dict[Path, tuple[int, int] | None] = {}
+        self._seen: dict[Path, tuple[int, int, int] | None] = {}
         if self.path is not None:
             if is_stream(self.path):  # it could be neither read nor rewritten
                 raise DataError(f"{printable(self.path)} is no file: labels are kept in a CSV file")
             if self.path.parent.is_dir():
                 check_output(self.path, LABELS)
             self._read(self.path, known)
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the settings were there when it was opened, and the answers were not."""
+        if self.path is None or self.settings_path is None:
+            return False
+        return self._seen[self.path] is None and self._seen[self.settings_path] is not None
 
     @property
     def settings_path(self) -> Path | None:
@@ -168,7 +175,7 @@ class LabelsFile:
                 label = checked_class(fields["label"])
             except DataError as error:
                 raise DataError(f"{where}: {error}") from error
-            chosen = _CHOSEN.get(fields.get("chosen", "").strip() or "given")
+            chosen = _CHOSEN.get(fields.get("chosen", "").strip().lower() or "given")
             if chosen is None:
                 raise DataError(
                     f"{where}: chosen is {printable(fields['chosen'])!r}, expected {', '.join(_CHOSEN)}: it decides "
@@ -207,13 +214,13 @@ def _all_text(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
-def _state(path: Path) -> tuple[int, int] | None:
+def _state(path: Path) -> tuple[int, int, int] | None:
     """What changes when anybody else writes the file; None when there is none."""
     try:
         status = path.stat()
     except FileNotFoundError:
         return None
-    return status.st_mtime_ns, status.st_size
+    return status.st_mtime_ns, status.st_size, status.st_ino
 
 
 def labels_in(answers: Iterable[Answer]) -> list[str]:

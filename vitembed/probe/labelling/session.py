@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import SupportsIndex
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from vitembed.embeddings import Embeddings
+from vitembed.embeddings import Embeddings, plain_array
 from vitembed.errors import DataError, printable
 from vitembed.probe.labelling.choosing import margin_uncertainty, typical, unsure_and_different
 from vitembed.probe.labelling.class_names import agreed_classes, checked_classes, class_named
@@ -47,7 +48,8 @@ class LabelSession:
 
     Args:
         vectors: ``Embeddings``, or an array ``[n, d]``, whose images are then named by their row numbers.
-        classes: Two or more names; None takes those of the labels file.
+        classes: Two or more names, text or whole numbers (``"cat,dog"`` names two); None takes those of the labels
+            file.
         labels_file: CSV (``path,label,chosen,time``) that is rewritten after every answer, and from which a later
             session goes on. None keeps everything in memory.
         seed: Decides which images are drawn at random; None takes that of the labels file, else 0.
@@ -61,7 +63,7 @@ class LabelSession:
     def __init__(
         self,
         vectors: Embeddings | np.ndarray,
-        classes: Sequence[str] | None = None,
+        classes: Sequence[str | SupportsIndex] | None = None,
         *,
         labels_file: str | os.PathLike[str] | None = None,
         seed: int | None = None,
@@ -78,10 +80,15 @@ class LabelSession:
         if len(self._row) < len(self.ids):
             raise DataError(f"{len(self.ids) - len(self._row)} ids occur more than once")
         self._file = LabelsFile(None if labels_file is None else Path(labels_file), self._row)
-        names = [classes] if isinstance(classes, str) else classes
+        names = classes.split(",") if isinstance(classes, str) else classes
         self._file.classes, self.notes = agreed_classes(
             names, self._file.classes, labels_in(self._file.answers.values())
         )
+        if self._file.is_gone:
+            self.notes.append(
+                f"{printable(self._file.path or '')} is gone, its settings are still there: the classes are "
+                f"{', '.join(self._file.classes)}, and no image has a label"
+            )
         if seed is not None and not 0 <= seed < 2**63:
             raise DataError(f"seed {seed}: expected a whole number from 0 on")
         self.seed = self._file.seed if seed is None and self._file.seed is not None else seed or 0
@@ -176,7 +183,9 @@ class LabelSession:
         return rng.permutation(rows)  # so that nobody can tell which were drawn
 
     def answer(
-        self, rows: Sequence[int] | np.ndarray | int, labels: Sequence[str | None] | np.ndarray | str | None
+        self,
+        rows: Sequence[int] | np.ndarray | int,
+        labels: Sequence[str | SupportsIndex | None] | np.ndarray | str | SupportsIndex | None,
     ) -> None:
         """Take the labels of some images; a later answer for an image takes the place of an earlier one.
 
@@ -189,7 +198,7 @@ class LabelSession:
                 nothing is then taken.
         """
         numbers = [int(row) for row in np.atleast_1d(np.asarray(rows, dtype=np.int64))]
-        given = [labels] if labels is None or isinstance(labels, str) else list(labels)
+        given = list(labels) if isinstance(labels, Iterable) and not isinstance(labels, str) else [labels]
         if len(numbers) != len(given):
             raise DataError(f"{len(given)} labels for {len(numbers)} images")
         names = [None if label is None else self._checked_label(str(label)) for label in given]
@@ -392,4 +401,5 @@ class LabelSession:
 
 
 def _named_by_row(vectors: np.ndarray) -> Embeddings:
-    return Embeddings(vectors, [str(row) for row in range(len(vectors))], "")
+    array = np.asarray(plain_array(vectors))
+    return Embeddings(array, [str(row) for row in range(array.shape[0] if array.ndim else 0)], "")
