@@ -66,7 +66,8 @@ def classify(
         saved = replace(saved, threshold=threshold)
     folders = None if copy_to is None else SortedFolders(copy_to, saved.classes, link=link, inputs=images)
     listing = find_images(images)
-    batches = classified(encoder_of_probe(saved.meta, model, workspace), listing.refs, saved)
+    encoder = encoder_of_probe(saved.meta, model, workspace).that_made(saved.fingerprint)
+    batches = classified(encoder, listing.refs, saved)
     bad: list[BadImage] = [*listing.bad]
     results: list[Classified] = []
     num_done = num_sure = 0

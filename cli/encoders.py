@@ -25,6 +25,8 @@ def open_encoder(
     pool: str | None = None,
     speed: str | None = None,
     gpu_decode: bool = False,
+    depth: str | None = None,
+    tolerant: bool = False,
 ) -> Encoder:
     """The encoder named by ``--model``, else the one of the workspace.
 
@@ -41,7 +43,14 @@ def open_encoder(
             ) from error
     from vitembed.model.encoder import load
 
-    return load(model_path(model, workspace), pool=pool, speed=speed or "exact", gpu_decode=gpu_decode)
+    return load(
+        model_path(model, workspace),
+        pool=pool,
+        speed=speed or "exact",
+        gpu_decode=gpu_decode,
+        depth=depth,
+        tolerant=tolerant,
+    )
 
 
 def model_path(model: str | None, workspace: Path | None) -> str | None:
@@ -78,6 +87,12 @@ def recorded_speed(meta: Mapping[str, Any]) -> str:
     return speed if isinstance(speed, str) else "exact"
 
 
+def recorded_depth(meta: Mapping[str, Any]) -> str | None:
+    """The depth that an index was embedded with; None where it is from before there was a choice."""
+    depth = meta.get("depth")
+    return depth if isinstance(depth, str) else None
+
+
 def index_encoder(
     model: str | None,
     workspace: Path | None,
@@ -85,6 +100,8 @@ def index_encoder(
     speed: str | None = None,
     rebuild: bool = False,
     gpu_decode: bool = False,
+    depth: str | None = None,
+    tolerant: bool = False,
 ) -> LateEncoder:
     """What an index is made or kept by: the model named, else the index's own, the workspace's, a public one.
 
@@ -93,29 +110,37 @@ def index_encoder(
     from vitembed.collection.collection import Collection
     from vitembed.model.late import LateEncoder, noted_fingerprint, stated_fingerprint
 
-    named, at, dim, made_by = model, speed or "exact", 0, None
+    named, at, dim, made_by, asked = model, speed or "exact", 0, None, depth
+    decoding = {"gpu_decode": gpu_decode, "tolerant": tolerant}
     if not rebuild:
         with suppress(VitembedError):  # no index yet, or an unreadable one: what follows says so
             place = find_workspace(workspace)
             with Collection.open(place.index_dir) as collection:
                 named = model or recorded_model(collection.meta, place)
                 at = speed or recorded_speed(collection.meta)
+                depth_of_index = recorded_depth(collection.meta)
+                depth = depth or depth_of_index
                 dim, made_by = collection.dim, collection.fingerprint
             source = named or os.fspath(place.model_dir)
             stated = stated_fingerprint(Path(source)) if at == "exact" else None
-            if made_by in (stated, noted_fingerprint(place.index_dir, source, at)):
-                return LateEncoder(made_by, dim, lambda: open_noted(place, made_by, named, workspace, at, gpu_decode))
+            if asked in (None, depth_of_index) and made_by in (stated, noted_fingerprint(place.index_dir, source, at)):
+                return LateEncoder(
+                    made_by,
+                    dim,
+                    lambda: open_noted(place, made_by, named, workspace, speed=at, depth=depth, **decoding),
+                )
     source = model_or_public(named, workspace)
-    return LateEncoder.of(open_encoder(source, workspace, speed=at, gpu_decode=gpu_decode))
+    encoder = open_encoder(source, workspace, speed=at, depth=depth, **decoding)
+    return LateEncoder.of(encoder if made_by is None or asked is not None else encoder.that_made(made_by))
 
 
 def open_noted(
-    place: Workspace, fingerprint: str, model: str | None, workspace: Path | None, speed: str, gpu_decode: bool
+    place: Workspace, fingerprint: str, model: str | None, workspace: Path | None, **settings: Any
 ) -> Encoder:
     """The encoder of an index; a note that promised another one is thrown away."""
     from vitembed.model.late import NOTE_FILE
 
-    encoder = open_encoder(model, workspace, speed=speed, gpu_decode=gpu_decode)
+    encoder = open_encoder(model, workspace, **settings).that_made(fingerprint)
     if encoder.fingerprint != fingerprint:
         (place.index_dir / NOTE_FILE).unlink(missing_ok=True)
     return encoder
@@ -140,6 +165,7 @@ def index_facts(encoder: LateEncoder) -> dict[str, Any]:
         "pool": found.pool,
         "speed": str(found.speed),
         "img_size": found.preprocess.img_size,
+        "depth": found.preprocess.depth,
     }
 
 

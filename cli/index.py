@@ -13,12 +13,14 @@ from vitembed.workspace import find_workspace
 from .encoders import index_encoder, index_facts, note_model
 from .options import (
     VECTOR_SUFFIXES,
+    DepthOption,
     GpuDecodeOption,
     Images,
     ModelOption,
     ReportOption,
     SpeedOption,
     StrictOption,
+    TolerantOption,
     WorkspaceOption,
 )
 from .output import duration, finish, note, progress_bar, say_facts, shown
@@ -58,6 +60,8 @@ def index(
         ),
     ] = None,
     gpu_decode: GpuDecodeOption = False,
+    depth: DepthOption = None,
+    tolerant: TolerantOption = False,
     strict: StrictOption = False,
     report: ReportOption = None,
     workspace: WorkspaceOption = None,
@@ -85,7 +89,9 @@ def index(
     from vitembed.collection.collection import Collection
     from vitembed.collection.finding.query_graph import is_settled, keep_query_graph
 
-    encoder = index_encoder(model, workspace, speed=speed, rebuild=rebuild, gpu_decode=gpu_decode)
+    encoder = index_encoder(
+        model, workspace, speed=speed, rebuild=rebuild, gpu_decode=gpu_decode, depth=depth, tolerant=tolerant
+    )
     place = find_workspace(workspace, create=True)
     with Collection.create(
         place.index_dir,
@@ -96,14 +102,19 @@ def index(
         rebuild=rebuild,
     ) as collection:
         with progress_bar("embedding") as advance:
-            done = collection.update(encoder, images, progress=lambda now: advance(now.done, now.total, _speed(now)))
+            done = collection.update(
+                encoder,
+                images,
+                retry_bad=tolerant,
+                progress=lambda now: advance(now.done, now.total, _speed(now)),
+            )
         if encoder.is_read or not is_settled(place.index_dir, encoder.fingerprint):
             keep_query_graph(place.index_dir, encoder.encoder())
         note_model(place, encoder)
         _say_report(collection, done)
         _approximate(collection, asked)
         usable = done.added + done.changed + done.moved + done.unchanged + done.deleted > 0
-        finish(done.bad, strict=strict and usable, report=report)
+        finish(done.bad, strict=strict and usable, report=report, notes=done.notes)
     if not usable:
         raise DataError(f"no readable image in {', '.join(map(shown, images))}")
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .options import ReportOption, StrictOption, WorkspaceOption, seconds_of, split_settings
+from .options import ReportOption, StrictOption, TolerantOption, WorkspaceOption, seconds_of, split_settings
 from .output import EXIT_INTERRUPTED, duration, finish, note, say_facts, shown
 
 # Of the last line of metrics.jsonl, what says nothing about a run that has ended, or is said from start to end.
@@ -54,6 +54,7 @@ def pretrain(
     time_budget: Annotated[
         str | None, typer.Option(metavar="TIME", help="Plan the run to end in this time, such as 30s, 20m or 2h.")
     ] = None,
+    tolerant: TolerantOption = False,
     strict: StrictOption = False,
     report: ReportOption = None,
     workspace: WorkspaceOption = None,
@@ -74,6 +75,8 @@ def pretrain(
     paths, settings = split_settings(images)
     if cache is not None:
         settings.append(f"data.cache={cache}")
+    if tolerant:
+        settings.append("data.tolerant=true")
     seconds = None if time_budget is None else seconds_of(time_budget)
     from vitembed.pretrain.many.processes import current_process
     from vitembed.pretrain.run import pretrain as run_pretraining

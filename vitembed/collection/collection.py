@@ -161,7 +161,7 @@ class Collection(Readable):
         inputs = [inputs] if isinstance(inputs, (str, os.PathLike)) else list(inputs)
         plan, state = self._plan(inputs, follow_symlinks, retry_bad)
         bad, embed_seconds, model_share = [error for _, error in plan.bad], 0.0, 0.0
-        more_bad = list[BadImage]()
+        more_bad, notes = list[BadImage](), list[tuple[str, str]]()
         if plan.embed or plan.changes_catalog():
             with exclusive(self.directory / LOCK_FILE, CollectionError):
                 with self._catalog.read():
@@ -172,11 +172,11 @@ class Collection(Readable):
                     bad = [error for _, error in plan.bad]
                 record_plan(self._catalog, plan)
                 if plan.embed:
-                    more_bad, embed_seconds, model_share = embed_plan(
+                    more_bad, notes, embed_seconds, model_share = embed_plan(
                         self._catalog, plan, encoder, batch_size=batch_size, num_workers=num_workers, progress=progress
                     )
                 self._nearest.publish()
-        return report_plan(plan, bad, more_bad, time.perf_counter() - start, embed_seconds, model_share)
+        return report_plan(plan, bad, more_bad, time.perf_counter() - start, embed_seconds, model_share, notes)
 
     def _plan(
         self, inputs: Sequence[str | os.PathLike[str]], follow_symlinks: bool, retry_bad: bool

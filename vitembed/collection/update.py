@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -95,6 +95,8 @@ class UpdateReport:
     """Through decoding and model, while there were images to embed; 0 if there were none."""
     limit: str
     """What would have to be faster: ``decode`` or ``model``."""
+    notes: list[tuple[str, str]] = field(default_factory=list)
+    """Path and words for each odd thing about the files that were embedded, whose pixels are good."""
 
 
 class Uncommitted:
@@ -195,14 +197,15 @@ def embed_plan(
     batch_size: int,
     num_workers: int | None,
     progress: Callable[[UpdateProgress], None] | None,
-) -> tuple[list[BadImage], float, float]:
+) -> tuple[list[BadImage], list[tuple[str, str]], float, float]:
     """Embed and commit the images of the plan; what was embedded when an exception comes is committed too.
 
     Returns:
-        The images that turned out bad, the seconds it took, and the share of them in which the model worked.
+        The images that turned out bad, notes on others (path and words), the seconds it took, and the share of them in which the model worked.
     """
     start = time.perf_counter()
     bad: list[BadImage] = []
+    notes: list[tuple[str, str]] = []
     done, model_seconds, model_share = 0, 0.0, 0.0
     uncommitted = Uncommitted(catalog)
     cleanup = contextlib.ExitStack()
@@ -229,6 +232,7 @@ def embed_plan(
             for index, error in errors:
                 uncommitted.add_bad(plan.embed[index], error)
                 bad.append(error)
+            notes += [(refs[place].path, words) for place, words in getattr(batch, "notes", ())]
             done += len(batch.indices) + len(batch.bad)
             model_seconds += batch.model_seconds
             if uncommitted.is_due():
@@ -245,7 +249,7 @@ def embed_plan(
             uncommitted.commit()
     if done != len(refs):
         raise ModelError(f"the encoder answered for {done} of {len(refs)} images")
-    return bad, time.perf_counter() - start, model_share
+    return bad, notes, time.perf_counter() - start, model_share
 
 
 def report_plan(
@@ -255,6 +259,7 @@ def report_plan(
     seconds: float,
     embed_seconds: float,
     model_share: float,
+    notes: Sequence[tuple[str, str]] = (),
 ) -> UpdateReport:
     """What became of a plan.
 
@@ -265,6 +270,7 @@ def report_plan(
         seconds: Of all.
         embed_seconds: Of embedding; 0: there was nothing to embed.
         model_share: Of these, in which the model worked.
+        notes: On images that were embedded.
     """
     failed = {error.path for error in more_bad}
     num_embedded = len(plan.embed) - len(more_bad)
@@ -282,6 +288,7 @@ def report_plan(
         seconds=seconds,
         images_per_second=num_embedded / embed_seconds if embed_seconds else 0.0,
         limit="model" if model_share >= 0.5 else "decode",
+        notes=list(notes),
     )
 
 

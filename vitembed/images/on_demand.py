@@ -41,7 +41,7 @@ class Squash:
         """The square, and the size of the upright original."""
         decoded = decode_image(ref, self.options, target_px=self.size)
         pixels = squashed(decoded, self.size) if self.keep else np.empty((0, 0, 3), np.uint8)
-        return Loaded(pixels, decoded.full_size)
+        return Loaded(pixels, decoded.full_size, decoded.notes)
 
 
 class OnDemandImages:

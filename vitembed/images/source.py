@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from vitembed.errors import BadImage, DataError, printable
-from vitembed.images.formats import claims_image, explain_os_error, sniff
+from vitembed.images.formats import REFUSED, claims_image, explain_os_error, sniff
 
 __all__ = ["FileEntry", "ImageListing", "ImageRef", "find_images", "is_image", "sniff", "walk"]
 
@@ -104,15 +104,17 @@ def is_image(path: str, *, named: bool = False) -> bool:
     """
     claimed = named or claims_image(path)
     try:
-        looks = sniff(path) is not None
+        name = sniff(path)
     except BadImage:
         # A file without any suffix might be an image: what we could not look at, we do not wave away.
         if claimed or not os.path.splitext(path)[1]:
             raise
         return False
-    if claimed and not looks:
+    if name in REFUSED:
+        raise BadImage(path, REFUSED[name])
+    if claimed and name is None:
         raise BadImage(path, "not an image")
-    return looks
+    return name is not None
 
 
 class _Found:
