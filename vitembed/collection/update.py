@@ -201,7 +201,8 @@ def embed_plan(
     """Embed and commit the images of the plan; what was embedded when an exception comes is committed too.
 
     Returns:
-        The images that turned out bad, notes on others (path and words), the seconds it took, and the share of them in which the model worked.
+        The images that turned out bad, notes on others (path and words), the seconds it took, and the share of them in
+        which the model worked.
     """
     start = time.perf_counter()
     bad: list[BadImage] = []

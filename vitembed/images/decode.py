@@ -55,6 +55,9 @@ HALF = "truncated, taken as far as it goes"
 """Note of a half image that was asked for."""
 _HEAD_BYTES = 1 << 16
 _ORIENTATION = 0x0112  # EXIF tag
+_COMPRESSION = 259  # TIFF tag
+_VERIFIED = (1, 8, 32946)
+"""Compressions of TIFF that tell what is cut off: none, and two names of deflate."""
 _UPRIGHT = {
     2: Transpose.FLIP_LEFT_RIGHT,
     3: Transpose.ROTATE_180,
@@ -252,9 +255,17 @@ def _decode_tiff(file: Stream, ref: ImageRef, options: DecodeOptions) -> Decoded
         if is_misread(image):
             return _by_tifffile(file, ref, options, None)
         rawmode = wide_rawmode(image) if options.rules > 1 else None
-        if rawmode is not None:  # Pillow turns it while loading
-            return _from_deep(wide_pixels(rawmode, opened), 1, options)
-        image.load()
+        try:
+            if rawmode is not None:  # Pillow turns it while loading
+                return _from_deep(wide_pixels(rawmode, opened), 1, options)
+            image.load()
+        except OSError as error:  # libtiff refuses a whole directory for one odd tag
+            if getattr(image, "tag_v2", {}).get(_COMPRESSION, 1) not in _VERIFIED:
+                raise
+            try:
+                return _by_tifffile(file, ref, options, error)
+            except BadImage:
+                raise error from None
         return _upright(image, image.size, options, None)
 
 

@@ -57,7 +57,9 @@ def to_8_bits(deep: Deep, depth: str) -> tuple[npt.NDArray[np.uint8], tuple[str,
     if values.size == 0:
         return values.astype(np.uint8), ()
     notes: tuple[str, ...] = ()
-    if depth in ("minmax", "percentile"):
+    if values.dtype == np.uint8:
+        pixels = values.astype(np.uint8)
+    elif depth in ("minmax", "percentile"):
         pixels = _between(values, *_ends(values, depth))
     elif _is_counted(values):
         largest = int(values.max())
@@ -92,7 +94,7 @@ def _bits(largest: int, stated: int | None, depth: str) -> int:
 
 def _is_counted(values: npt.NDArray[np.generic]) -> bool:
     """Whether they are what a sensor or scanner of at most 16 bits counts."""
-    return values.dtype.kind == "u" and values.dtype.itemsize <= 2
+    return values.dtype.kind == "u" and values.dtype.itemsize == 2
 
 
 def _ends(values: npt.NDArray[np.generic], depth: str) -> tuple[float, float]:

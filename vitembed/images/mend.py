@@ -107,7 +107,7 @@ def whole_png(data: bytes) -> Mended | None:
         place += 12 + length
     if not ended:
         parts.append(_chunk(b"IEND", b""))
-    return Mended(b"".join(parts), note or (NO_END if not ended else DAMAGED_NOTE.format("end")))
+    return Mended(b"".join(parts), note or (NO_END if not ended else DAMAGED_NOTE.format("animation")))
 
 
 def _chunk(name: bytes, body: bytes) -> bytes:

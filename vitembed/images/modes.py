@@ -59,7 +59,7 @@ def deep_to_rgb(
     deep: Deep, background: tuple[int, int, int], *, depth: str, contrast: bool
 ) -> tuple[PILImage, tuple[str, ...]]:
     """As ``to_rgb``, of samples."""
-    grey, notes = (deep.values, ()) if deep.values.dtype == np.uint8 else to_8_bits(deep, depth)
+    grey, notes = to_8_bits(deep, depth)
     rgb = Image.fromarray(np.ascontiguousarray(grey if grey.ndim == 3 else np.repeat(grey[:, :, None], 3, axis=2)))
     if deep.alpha is None:
         return rgb, notes

@@ -35,7 +35,7 @@ def is_misread(image: ImageFile.ImageFile) -> bool:
     bits = _tuple(tags.get(_BITS, 1))
     planes = tags.get(_PLANAR) == 2 and len(bits) > 1
     signed_bytes = 2 in _tuple(tags.get(_SAMPLE_FORMAT, 1)) and max(bits) == 8
-    return signed_bytes or (planes and (max(bits) > 8 or bool(_tuple(tags.get(_EXTRA, ())))))
+    return signed_bytes or (planes and (max(bits) > 8 or 1 in _tuple(tags.get(_EXTRA, ()))))
 
 
 def read_tiff(file: BinaryIO | io.BytesIO, path: str, frame: int, max_pixels: int) -> TiffPixels:
@@ -57,7 +57,7 @@ def read_tiff(file: BinaryIO | io.BytesIO, path: str, frame: int, max_pixels: in
     if log.level == logging.NOTSET:
         log.setLevel(logging.CRITICAL)
     file.seek(0)
-    with tifffile.TiffFile(file) as opened:
+    with tifffile.TiffFile(file, name="image.tif") as opened:
         try:
             page = opened.pages[frame].aspage()
         except IndexError:

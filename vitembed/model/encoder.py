@@ -126,7 +126,7 @@ class Encoder:
         self._forward = self.speed.applied(self.vit, self.device)
 
     def that_made(self, fingerprint: str) -> Encoder:
-        """This encoder, or the same with decoding as it was before depths of images were told, if that one made it.
+        """Give this encoder, or the same with decoding as before there was a ``depth``, whichever has the fingerprint.
 
         Args:
             fingerprint: Of vectors or a probe, perhaps of an older version.
