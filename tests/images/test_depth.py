@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import zlib
 from dataclasses import replace
 
 import numpy as np
@@ -32,8 +33,6 @@ def png16(draw, values: np.ndarray, chunks: bytes = b"") -> bytes:
     """A 16-bit PNG of grey, grey and alpha, RGB or RGBA."""
     kind = {1: 0, 2: 4, 3: 2, 4: 6}[1 if values.ndim == 2 else values.shape[2]]
     head = draw.png_chunk(b"IHDR", struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, kind, 0, 0, 0))
-    import zlib
-
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
     return (
         b"\x89PNG\r\n\x1a\n"
@@ -105,6 +104,7 @@ def test_twelve_bit_greys_are_told_apart(put, draw):
         assert decode(put(png16(draw, values)), BEFORE).mean() < 17  # as it was
 
 
+GDAL = '<GDALMetadata><Item name="NBITS" domain="IMAGE_STRUCTURE">10</Item></GDALMetadata>'
 STATED = 583  # in every range: what the values alone would be taken for is 12 bits
 
 
@@ -134,7 +134,7 @@ def test_png_states_its_bits(put, draw, bits):
         {"extratags": [(340, 3, 1, 0, True), (341, 3, 1, 1023, True)]},
         {"description": '<OME><Image><Pixels SignificantBits="10" Type="uint16"/></Image></OME>'},
         {"description": "ImageJ=1.54\nmin=0.0\nmax=1023.0\n"},
-        {"extratags": [(42112, 2, 0, '<GDALMetadata><Item name="NBITS" domain="IMAGE_STRUCTURE">10</Item></GDALMetadata>', True)]},
+        {"extratags": [(42112, 2, 0, GDAL, True)]},
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("channels", [1, 3])

@@ -39,7 +39,7 @@ from vitembed.images.extras import develop, heif_orientation, open_heif, open_ra
 from vitembed.images.formats import REFUSED, explain_os_error, open_regular, sniff_file
 from vitembed.images.jpeg_segments import MAX_BYTES
 from vitembed.images.memory import memory_bytes
-from vitembed.images.mend import missing_end, whole_jpegs, whole_png
+from vitembed.images.mend import is_filled_up, missing_end, whole_jpegs, whole_png
 from vitembed.images.modes import deep_to_rgb, to_rgb
 from vitembed.images.source import ImageRef
 from vitembed.images.tiff import is_misread, read_tiff
@@ -107,6 +107,8 @@ class Decoded:
     """Width and height of the upright original."""
     notes: tuple[str, ...] = ()
     """What is odd about the file, in a few words each; its pixels are good."""
+    box: tuple[float, float, float, float] | None = None
+    """Left, top, right and bottom of the picture in ``image``, where a scaled decode rounded its sides up."""
 
 
 def decode(
@@ -135,6 +137,8 @@ def decode_image(ref: ImageRef, options: DecodeOptions = DecodeOptions(), *, tar
             raise BadImage(ref.path, REFUSED[format_name])
         try:
             decoded = _decode_strictly(file, format_name, ref, options, target_px)
+            if format_name == "JPEG" and is_filled_up(file):
+                raise BadImage(ref.path, "truncated")
         except BadImage as error:
             return _second_try(file, format_name, ref, options, target_px, error)
         end = missing_end(file, format_name)
@@ -457,10 +461,19 @@ def upright(rgb: PILImage, full_size: tuple[int, int], orientation: int) -> Deco
         orientation: EXIF's, 1 to 8; any other number turns nothing.
     """
     turn = _UPRIGHT.get(orientation)
+    # libjpeg's last row and column of a scaled image are of less than a whole square of pixels.
+    scale = round(max(full_size) / max(rgb.size))
+    width, height = (full / scale for full in full_size)
+    x, y = (0.0, width), (0.0, height)
+    if orientation in (2, 3, 7, 8):
+        x = (rgb.width - width, float(rgb.width))
+    if orientation in (3, 4, 6, 7):
+        y = (rgb.height - height, float(rgb.height))
     if turn is None:
-        return Decoded(rgb, full_size)
-    on_its_side = turn in (Transpose.TRANSPOSE, Transpose.ROTATE_270, Transpose.TRANSVERSE, Transpose.ROTATE_90)
-    return Decoded(rgb.transpose(turn), full_size[::-1] if on_its_side else full_size)
+        return Decoded(rgb, full_size, box=(x[0], y[0], x[1], y[1]) if scale > 1 else None)
+    if turn in (Transpose.TRANSPOSE, Transpose.ROTATE_270, Transpose.TRANSVERSE, Transpose.ROTATE_90):
+        x, y, full_size = y, x, full_size[::-1]
+    return Decoded(rgb.transpose(turn), full_size, box=(x[0], y[0], x[1], y[1]) if scale > 1 else None)
 
 
 def orientation_of(image: PILImage) -> int:

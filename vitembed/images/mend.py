@@ -12,14 +12,18 @@ import zlib
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
-from vitembed.images.jpeg_segments import FRAMES, PROGRESSIVE, SCAN, segments_of
+from vitembed.images.jpeg_segments import FRAMES, MAX_BYTES, PROGRESSIVE, SCAN, segments_of
 
 NO_END = "no end marker, pixels whole"
 DAMAGED_NOTE = "damaged {}, pixels whole"
 
 _JPEG_END = b"\xff\xd9"
-# What a decoder would take for pixels if it came to need any: two ways, unlike from the first bit, without markers.
-_FILLERS = (bytes([0x55, 0x2A]) * 512, bytes([0xAA, 0xD5]) * 512)
+# What a decoder would take for pixels if it came to need any: two ways, unlike from the first bit, with all markers of
+# a restart, as it would look for the next of these first.
+_FILLERS = tuple(
+    b"".join(bits * 64 + bytes([0xFF, 0xD0 + number]) for number in range(8)) * 2 for bits in (b"\x55\x2a", b"\xaa\xd5")
+)
+_TAIL_BYTES = 4096
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _PNG_PIXELS = (b"IHDR", b"PLTE", b"IDAT", b"tRNS")
 """Chunks that pixels are made of."""
@@ -34,16 +38,31 @@ class Mended(NamedTuple):
 
 
 def missing_end(file: BinaryIO | io.BytesIO, format_name: str) -> str | None:
-    """A note where a decoder does without the end of the file; for GIF."""
-    if format_name != "GIF":
+    """A note where a decoder does without the end of the file; for GIF and PNG."""
+    mark = {"GIF": b";", "PNG": b"IEND"}.get(format_name)
+    if mark is None:
         return None
     try:
         size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - 64))
-        tail = file.read(64)
+        file.seek(max(0, size - _TAIL_BYTES))
+        tail = file.read(_TAIL_BYTES)
     except (OSError, ValueError):
         return None
-    return None if b";" in tail else NO_END
+    return None if mark in tail[-64:] or (format_name == "PNG" and mark in tail) else NO_END
+
+
+def is_filled_up(file: BinaryIO | io.BytesIO) -> bool:
+    """Whether a JPEG lacks its end marker and ends in zeros or ones, which decoders take for pixels."""
+    try:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1))
+        if size > MAX_BYTES or file.read(1) not in (b"\0", b"\xff"):
+            return False
+        file.seek(0)
+        data = file.read()
+    except (OSError, ValueError):
+        return False
+    return not data.rstrip(b"\0\xff").endswith(_JPEG_END) and _JPEG_END not in data[data.rfind(b"\xff\xda") :]
 
 
 def whole_jpegs(data: bytes) -> Iterator[tuple[Mended, Mended]]:

@@ -24,6 +24,8 @@ Resize = Literal["crop", "squash", "squash+crop", "pad"]
 Interpolation = Literal["bilinear", "bicubic", "lanczos", "box", "hamming"]
 CropOffset = Literal["round", "floor"]
 
+Box = tuple[float, float, float, float]
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -134,8 +136,10 @@ class Preprocess:
     def fit(self, decoded: Decoded) -> Loaded:
         """Resize and crop what was decoded with ``short_px`` as its target."""
         # A scaled decode rounds the sides up, and by them a small image would be cut elsewhere.
+        if self.decode_rules == 1:
+            decoded = replace(decoded, box=None)
         size = decoded.full_size if self.decode_rules > 1 else decoded.image.size
-        return Loaded(np.array(self._fit(decoded.image, size)), decoded.full_size, decoded.notes)
+        return Loaded(np.array(self._fit(decoded.image, size, decoded.box)), decoded.full_size, decoded.notes)
 
     def apply(self, image: np.ndarray | PILImage) -> UInt8[np.ndarray, "{self.img_size} {self.img_size} 3"]:
         """Do the same to an image in memory.
@@ -148,7 +152,7 @@ class Preprocess:
             DataError: If an array is no such image.
         """
         upright = upright_pil(_as_pil(image), self.decode_options)
-        return np.array(self._fit(upright, upright.size))
+        return np.array(self._fit(upright, upright.size, None))
 
     def to_dict(self) -> dict[str, Any]:
         """Every field, as JSON types."""
@@ -186,24 +190,24 @@ class Preprocess:
         """Length of the resized shorter side, before any crop."""
         return math.floor(self.img_size / self.crop_pct) if self.resize.endswith("crop") else self.img_size
 
-    def _fit(self, image: PILImage, full_size: tuple[int, int]) -> PILImage:
+    def _fit(self, image: PILImage, full_size: tuple[int, int], box: Box | None) -> PILImage:
         size, filter_ = self.img_size, _RESAMPLING[self.interpolation]
         width, height = full_size
         if self.resize == "squash":
-            return image.resize((size, size), filter_)
+            return image.resize((size, size), filter_, box=box)
         if self.resize == "squash+crop":
             whole = self.short_px
             start = self._margin(whole)
-            return image.resize((whole, whole), filter_).crop((start, start, start + size, start + size))
+            return image.resize((whole, whole), filter_, box=box).crop((start, start, start + size, start + size))
         if self.resize == "pad":
             scale = size / max(width, height)
             inner = (max(1, round(width * scale)), max(1, round(height * scale)))
             canvas = Image.new("RGB", (size, size), self.background)
-            canvas.paste(image.resize(inner, filter_), ((size - inner[0]) // 2, (size - inner[1]) // 2))
+            canvas.paste(image.resize(inner, filter_, box=box), ((size - inner[0]) // 2, (size - inner[1]) // 2))
             return canvas
-        return self._crop(image, full_size, filter_)
+        return self._crop(image, full_size, box, filter_)
 
-    def _crop(self, image: PILImage, full_size: tuple[int, int], filter_: Resampling) -> PILImage:
+    def _crop(self, image: PILImage, full_size: tuple[int, int], box: Box | None, filter_: Resampling) -> PILImage:
         # The roundings of torchvision's Resize and CenterCrop, so that public weights see the pixels they know.
         (width, height), short, size = full_size, self.short_px, self.img_size
         if width <= height:
@@ -212,11 +216,12 @@ class Preprocess:
             resized = (int(short * width / height), short)
         left, top = (self._margin(side) for side in resized)
         if max(resized) <= _MAX_ASPECT * short:
-            return image.resize(resized, filter_).crop((left, top, left + size, top + size))
+            return image.resize(resized, filter_, box=box).crop((left, top, left + size, top + size))
         # A 1 x 5000 image would become 224 x 1 120 000 first: resize only the part that survives the crop.
-        x, y = image.width / resized[0], image.height / resized[1]
-        box = (left * x, top * y, min((left + size) * x, image.width), min((top + size) * y, image.height))
-        return image.resize((size, size), filter_, box=box)
+        x0, y0, x1, y1 = box or (0, 0, *image.size)
+        x, y = (x1 - x0) / resized[0], (y1 - y0) / resized[1]
+        part = (x0 + left * x, y0 + top * y, min(x0 + (left + size) * x, x1), min(y0 + (top + size) * y, y1))
+        return image.resize((size, size), filter_, box=part)
 
     def _margin(self, side: int) -> int:
         """What the centre crop cuts off before its start."""
