@@ -132,7 +132,7 @@ def _share(values: npt.NDArray[np.generic]) -> npt.NDArray[np.float64]:
 
 
 def _unmultiplied(values: npt.NDArray[np.generic], share: npt.NDArray[np.float64]) -> npt.NDArray[np.generic]:
-    plain = values / np.maximum(share, 1e-6)[..., None]
+    plain: npt.NDArray[np.generic] = values / np.maximum(share, 1e-6)[..., None]
     if values.dtype.kind == "f":
         return plain.astype(values.dtype)
     top = np.iinfo(values.dtype).max  # type: ignore[type-var]
