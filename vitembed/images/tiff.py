@@ -136,7 +136,8 @@ def _unmultiplied(values: npt.NDArray[np.generic], share: npt.NDArray[np.float64
     if values.dtype.kind == "f":
         return plain.astype(values.dtype)
     top = np.iinfo(values.dtype).max  # type: ignore[type-var]
-    return np.clip(np.rint(plain), 0, top).astype(values.dtype)
+    whole: npt.NDArray[np.generic] = np.clip(np.rint(plain), 0, top).astype(values.dtype)
+    return whole
 
 
 def _tuple(value: Any) -> tuple[Any, ...]:
