@@ -72,7 +72,8 @@ def classify(
     folders = None if copy_to is None else SortedFolders(copy_to, saved.classes, link=link, inputs=images)
     listing = find_images(images)
     log_passed_over(listing.passed_over, listing.unfinished)
-    batches = classified(encoder_of_probe(saved, model, workspace), listing.refs, saved)
+    encoder = encoder_of_probe(saved, model, workspace).that_made(saved.fingerprint)
+    batches = classified(encoder, listing.refs, saved)
     bad: list[BadImage] = [*listing.bad]
     results: list[Classified] = []
     num_done = num_sure = 0

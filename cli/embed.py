@@ -10,12 +10,14 @@ import typer
 from .encoders import open_encoder
 from .options import (
     VECTOR_SUFFIXES,
+    DepthOption,
     GpuDecodeOption,
     Images,
     ModelOption,
     ReportOption,
     SpeedOption,
     StrictOption,
+    TolerantOption,
     WorkspaceOption,
 )
 from .output import duration, finish, progress_bar, say_facts, shown
@@ -40,6 +42,8 @@ def embed(
     ] = None,
     speed: SpeedOption = None,
     gpu_decode: GpuDecodeOption = False,
+    depth: DepthOption = None,
+    tolerant: TolerantOption = False,
     strict: StrictOption = False,
     report: ReportOption = None,
     workspace: WorkspaceOption = None,
@@ -65,7 +69,9 @@ def embed(
     check_outputs((output, VECTORS), (report, REPORT))
 
     start = perf_counter()
-    encoder = open_encoder(model, workspace, pool=pool, speed=speed, gpu_decode=gpu_decode)
+    encoder = open_encoder(
+        model, workspace, pool=pool, speed=speed, gpu_decode=gpu_decode, depth=depth, tolerant=tolerant
+    )
     with progress_bar("embedding") as advance:
         embeddings = encoder.embed(images, on_bad="skip", progress=advance)
     embeddings.save(output)
@@ -79,4 +85,5 @@ def embed(
         ]
     )
     bad = [BadImage(problem["path"], problem["reason"]) for problem in embeddings.meta.get("bad", [])]
-    finish(bad, strict=strict, report=report)
+    notes = [(each["path"], each["note"]) for each in embeddings.meta.get("notes", [])]
+    finish(bad, strict=strict, report=report, notes=notes)

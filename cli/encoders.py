@@ -27,6 +27,8 @@ def open_encoder(
     pool: str | None = None,
     speed: str | None = None,
     gpu_decode: bool = False,
+    depth: str | None = None,
+    tolerant: bool = False,
 ) -> Encoder:
     """The encoder named by ``--model``, else the one of the workspace.
 
@@ -43,7 +45,14 @@ def open_encoder(
             ) from error
     from vitembed.model.encoder import load
 
-    return load(model_path(model, workspace), pool=pool, speed=speed or "exact", gpu_decode=gpu_decode)
+    return load(
+        model_path(model, workspace),
+        pool=pool,
+        speed=speed or "exact",
+        gpu_decode=gpu_decode,
+        depth=depth,
+        tolerant=tolerant,
+    )
 
 
 def model_path(model: str | None, workspace: Path | None) -> str | None:
@@ -77,15 +86,15 @@ def recorded_model(collection: Collection, workspace: Workspace) -> str | None:
     from vitembed.model.names import public_source
 
     meta, fingerprint = collection.meta, collection.fingerprint
-    recorded, speed = meta.get("model_path"), recorded_speed(meta)
+    recorded, speed, depth = meta.get("model_path"), recorded_speed(meta), recorded_depth(meta)
     if isinstance(recorded, str) and not Path(recorded).is_absolute() and public_source(recorded) is not None:
         return recorded  # a public name with its revision
     path = Path(recorded) if isinstance(recorded, str) else Path()
     # Files of other projects state no fingerprint: it is compared when they are read.
-    is_it = stated_fingerprint(path) is None or has_fingerprint(path, fingerprint, speed)
+    is_it = stated_fingerprint(path) is None or has_fingerprint(path, fingerprint, speed, depth)
     if path.is_absolute() and path.exists() and is_it:
         return os.fspath(path)
-    found = model_with(fingerprint, workspace, speed=speed)
+    found = model_with(fingerprint, workspace, speed=speed, depth=depth)
     if found is not None or not fingerprint:
         return None if found is None else os.fspath(found)
     theirs = f" ({printable(recorded)})" if isinstance(recorded, str) else ""
@@ -102,6 +111,12 @@ def recorded_speed(meta: Mapping[str, Any]) -> str:
     return speed if isinstance(speed, str) else "exact"
 
 
+def recorded_depth(meta: Mapping[str, Any]) -> str | None:
+    """The depth that an index was embedded with; None where it is from before there was a choice."""
+    depth = meta.get("depth")
+    return depth if isinstance(depth, str) else None
+
+
 def index_encoder(
     model: str | None,
     workspace: Path | None,
@@ -109,6 +124,8 @@ def index_encoder(
     speed: str | None = None,
     rebuild: bool = False,
     gpu_decode: bool = False,
+    depth: str | None = None,
+    tolerant: bool = False,
 ) -> LateEncoder:
     """What an index is made or kept by: the model named, else the index's own, the workspace's, a public one.
 
@@ -117,7 +134,8 @@ def index_encoder(
     from vitembed.collection.collection import Collection
     from vitembed.model.late import LateEncoder, noted_fingerprint, stated_fingerprint
 
-    named, at, dim, made_by, lost = model, speed or "exact", 0, None, None
+    named, at, dim, made_by, asked, lost = model, speed or "exact", 0, None, depth, None
+    decoding = {"gpu_decode": gpu_decode, "tolerant": tolerant}
     if not rebuild:
         with suppress(VitembedError):  # no index yet, or an unreadable one: what follows says so
             place = find_workspace(workspace)
@@ -125,6 +143,8 @@ def index_encoder(
                 if collection.holds_nothing():
                     raise VitembedError("it binds nobody to its model")
                 at = speed or recorded_speed(collection.meta)
+                depth_of_index = recorded_depth(collection.meta)
+                depth = depth or depth_of_index
                 dim, made_by = collection.dim, collection.fingerprint
                 if model is None:
                     try:
@@ -134,12 +154,17 @@ def index_encoder(
                         lost = error
             source = named or os.fspath(place.model_dir)
             stated = stated_fingerprint(Path(source)) if at == "exact" else None
-            if made_by in (stated, noted_fingerprint(place.index_dir, source, at)):
-                return LateEncoder(made_by, dim, lambda: open_noted(place, made_by, named, workspace, at, gpu_decode))
+            if asked in (None, depth_of_index) and made_by in (stated, noted_fingerprint(place.index_dir, source, at)):
+                return LateEncoder(
+                    made_by,
+                    dim,
+                    lambda: open_noted(place, made_by, named, workspace, speed=at, depth=depth, **decoding),
+                )
     if lost is not None:
         raise lost
     source = model_or_public(named, workspace)
-    return LateEncoder.of(open_encoder(source, workspace, speed=at, gpu_decode=gpu_decode))
+    encoder = open_encoder(source, workspace, speed=at, depth=depth, **decoding)
+    return LateEncoder.of(encoder if made_by is None or asked is not None else encoder.that_made(made_by))
 
 
 def _say_which(named: str | None, collection: Collection, place: Workspace) -> None:
@@ -154,12 +179,12 @@ def _say_which(named: str | None, collection: Collection, place: Workspace) -> N
 
 
 def open_noted(
-    place: Workspace, fingerprint: str, model: str | None, workspace: Path | None, speed: str, gpu_decode: bool
+    place: Workspace, fingerprint: str, model: str | None, workspace: Path | None, **settings: Any
 ) -> Encoder:
     """The encoder of an index; a note that promised another one is thrown away."""
     from vitembed.model.late import NOTE_FILE
 
-    encoder = open_encoder(model, workspace, speed=speed, gpu_decode=gpu_decode)
+    encoder = open_encoder(model, workspace, **settings).that_made(fingerprint)
     if encoder.fingerprint != fingerprint:
         (place.index_dir / NOTE_FILE).unlink(missing_ok=True)
     return encoder
@@ -184,6 +209,7 @@ def index_facts(encoder: LateEncoder) -> dict[str, Any]:
         "pool": found.pool,
         "speed": str(found.speed),
         "img_size": found.preprocess.img_size,
+        "depth": found.preprocess.depth,
     }
 
 

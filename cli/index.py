@@ -15,12 +15,14 @@ from vitembed.workspace import find_workspace
 
 from .encoders import index_encoder, index_facts, note_model
 from .options import (
+    DepthOption,
     GpuDecodeOption,
     Images,
     ModelOption,
     ReportOption,
     SpeedOption,
     StrictOption,
+    TolerantOption,
     WorkspaceOption,
 )
 from .output import EXIT_MISTAKE, duration, finish, note, progress_bar, say_facts, shown
@@ -71,6 +73,8 @@ def index(
         bool, typer.Option("--vacuum", help="At the end let go of the vectors that are kept of files that are gone.")
     ] = False,
     gpu_decode: GpuDecodeOption = False,
+    depth: DepthOption = None,
+    tolerant: TolerantOption = False,
     strict: StrictOption = False,
     report: ReportOption = None,
     workspace: WorkspaceOption = None,
@@ -105,7 +109,9 @@ def index(
     from vitembed.collection.collection import Collection
     from vitembed.collection.finding.query_graph import is_settled, keep_query_graph
 
-    encoder = index_encoder(model, workspace, speed=speed, rebuild=rebuild, gpu_decode=gpu_decode)
+    encoder = index_encoder(
+        model, workspace, speed=speed, rebuild=rebuild, gpu_decode=gpu_decode, depth=depth, tolerant=tolerant
+    )
     place = find_workspace(workspace, create=True)
     with Collection.create(
         place.index_dir,
@@ -117,7 +123,11 @@ def index(
     ) as collection:
         with discarded_on_failure(collection), progress_bar("embedding") as advance:
             done = collection.update(
-                encoder, images, prune=prune, progress=lambda now: advance(now.done, now.total, _speed(now))
+                encoder,
+                images,
+                retry_bad=tolerant,
+                prune=prune,
+                progress=lambda now: advance(now.done, now.total, _speed(now)),
             )
         if encoder.is_read or not is_settled(place.index_dir, encoder.fingerprint):
             keep_query_graph(place.index_dir, encoder.encoder())
@@ -129,7 +139,7 @@ def index(
         usable = done.added + done.changed + done.moved + done.unchanged + done.deleted > 0
         is_whole = not done.offline and not done.missing
         _say_what_is_away(done)
-        finish(done.bad, strict=strict and usable and is_whole, report=report)
+        finish(done.bad, strict=strict and usable and is_whole, report=report, notes=done.notes)
     if not is_whole:
         raise typer.Exit(EXIT_MISTAKE)
     if not usable:

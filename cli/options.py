@@ -48,6 +48,19 @@ GpuDecodeOption = Annotated[
         "pixels are compared with the processor's first.",
     ),
 ]
+DepthOption = Annotated[
+    str | None,
+    typer.Option(
+        "--depth",
+        metavar="DEPTH",
+        help="What is white in images of more than 8 bits per channel: auto (as the file states, else by its brightest "
+        "pixel), 8 to 16 (bits), full (16), minmax or percentile (each image stretched). Vectors of different depths "
+        "do not meet in one index. [default: the model's; of an index: its own]",
+    ),
+]
+TolerantOption = Annotated[
+    bool, typer.Option("--tolerant", help="Take truncated images as far as they go, each with a note.")
+]
 WorkspaceOption = Annotated[
     Path | None,
     typer.Option(

@@ -243,13 +243,16 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
-def finish(bad: Sequence[BadImage], *, strict: bool, report: Path | None) -> None:
+def finish(
+    bad: Sequence[BadImage], *, strict: bool, report: Path | None, notes: Sequence[tuple[str, str]] = ()
+) -> None:
     """Say which images were skipped, after everything else.
 
     Args:
         bad: The images that could not be read.
         strict: End with exit code 3 when there are any.
         report: Also write all of them there, one JSON object a line; the file is empty when there are none.
+        notes: Path and words for each image that is good though its file is odd.
 
     Raises:
         DataError: If the report cannot be written.
@@ -257,6 +260,11 @@ def finish(bad: Sequence[BadImage], *, strict: bool, report: Path | None) -> Non
     if report is not None:
         lines = [json.dumps({"path": problem.path, "reason": problem.reason}) + "\n" for problem in bad]
         write_output(report, REPORT, "".join(lines))
+    if notes:
+        from vitembed.images.loaded import note_lines
+
+        for line in note_lines(notes):
+            note(line)
     if not bad:
         return
     note(f"{len(bad)} image{'s' if len(bad) > 1 else ''} skipped:")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .options import ReportOption, StrictOption, WorkspaceOption, seconds_of, split_settings
+from .options import ReportOption, StrictOption, TolerantOption, WorkspaceOption, seconds_of, split_settings
 from .output import EXIT_INTERRUPTED, duration, finish, note, say_facts, shown
 
 # Of the last line of metrics.jsonl, what says nothing about a run that has ended, or is said from start to end.
@@ -67,6 +67,7 @@ def pretrain(
     time_budget: Annotated[
         str | None, typer.Option(metavar="TIME", help="Plan the run to end in this time, such as 30s, 20m or 2h.")
     ] = None,
+    tolerant: TolerantOption = False,
     strict: StrictOption = False,
     report: ReportOption = None,
     workspace: WorkspaceOption = None,
@@ -91,6 +92,8 @@ def pretrain(
         from vitembed.recipes import given
 
         settings += given("data.cache", cache, settings, "--cache")
+    if tolerant:
+        settings.append("data.tolerant=true")
     seconds = None if time_budget is None else seconds_of(time_budget)
     from vitembed.outputs import REPORT, check_outputs
     from vitembed.workspace import check_name, find_workspace

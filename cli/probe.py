@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .encoders import open_encoder
-from .options import JsonOption, ModelOption, ReportOption, SpeedOption, StrictOption, WorkspaceOption
+from .options import JsonOption, ModelOption, ReportOption, SpeedOption, StrictOption, TolerantOption, WorkspaceOption
 from .output import finish, note, progress_bar, say, say_json, say_table, shown
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ def probe(
         ),
     ] = 0.95,
     speed: SpeedOption = None,
+    tolerant: TolerantOption = False,
     json: JsonOption = False,
     strict: StrictOption = False,
     report: ReportOption = None,
@@ -105,7 +106,7 @@ def probe(
     with progress_bar("embedding") as advance:
         found = embed_labelled(
             images,
-            (open_encoder(name, workspace, speed=speed) for name in named),
+            (open_encoder(name, workspace, speed=speed, tolerant=tolerant) for name in named),
             with_tokens=attentive,
             progress=advance,
         )
@@ -150,7 +151,8 @@ def probe(
         for name, each in studies.items():
             for remark in [*each.report.notes, *_doubts(each)]:
                 say(f"note: {f'{name}: ' if compare else ''}{remark}")
-    finish(found.bad, strict=strict, report=report)
+    notes = {(each["path"], each["note"]) for vectors in found.embeddings for each in vectors.meta.get("notes", [])}
+    finish(found.bad, strict=strict, report=report, notes=sorted(notes))
 
 
 def _say_scores(studies: dict[str, Study]) -> None:

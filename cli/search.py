@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from .encoders import open_encoder, recorded_model, recorded_speed
+from .encoders import open_encoder, recorded_depth, recorded_model, recorded_speed
 from .options import JsonOption, LabelsOption, ModelOption, WorkspaceOption, name_labels
 from .output import (
     EXIT_MISTAKE,
@@ -176,8 +176,9 @@ def search(
 
 def _loader(model: str | None, workspace: Path | None, place: Workspace, collection: Collection) -> Any:
     def load() -> Encoder:
-        chosen = model or recorded_model(collection, place)
-        return open_encoder(chosen, workspace, speed=recorded_speed(collection.meta))
+        chosen, meta = model or recorded_model(collection, place), collection.meta
+        encoder = open_encoder(chosen, workspace, speed=recorded_speed(meta), depth=recorded_depth(meta))
+        return encoder.that_made(collection.fingerprint)
 
     return load
 

@@ -47,3 +47,25 @@ def test_vectors_of_scaled_photos_are_those_of_whole_ones(encoder, tmp_path, pro
     near, exact = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True) for vectors in (near, exact))
     assert (near * exact).sum(axis=1).min() > 0.995
     assert near[0] @ near[1] < 0.98
+
+
+def halftone(width, height):
+    """Black and white alone, grey from afar: overshoots are clipped at full size, and not in a scaled decode."""
+    rng = np.random.default_rng(1)
+    slope = np.tile(np.linspace(0, 255, width), (height, 1))
+    return Image.fromarray(((slope > rng.integers(0, 255, slope.shape)) * 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize(("size", "name"), [((500, 500), "halftone"), ((533, 531), "stripes"), ((800, 531), "stripes")])
+def test_small_and_odd_sized_jpegs_keep_their_vectors(encoder, tmp_path, size, name):
+    width, height = size
+    stripes = 128 + 100 * np.sin(np.arange(width) / 9)[None] * np.cos(np.arange(height) / 23)[:, None]
+    image = halftone(*size) if name == "halftone" else Image.fromarray(stripes.astype(np.uint8))
+    image.save(tmp_path / "a.jpg", quality=75)
+    ref = ImageRef(str(tmp_path / "a.jpg"))
+    for side in (32, 64):
+        scaled, whole = (Preprocess(img_size=side, draft=draft).load(ref) for draft in (True, False))
+        assert np.abs(scaled.astype(int) - whole).mean() < (0.01 if name == "halftone" else 4)
+    pair = [dataclasses.replace(encoder.preprocess, draft=draft).load(ref) for draft in (True, False)]
+    near, exact = encoder.embed_arrays(np.stack(pair))
+    assert near @ exact / np.linalg.norm(near) / np.linalg.norm(exact) > 0.99

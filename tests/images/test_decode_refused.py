@@ -36,7 +36,8 @@ def test_reasons(put, draw, photo, tmp_path):
     assert reason(ImageRef(str(tmp_path / "gone.jpg"))) == "no such file"
     assert reason(ImageRef(str(tmp_path))) in ("not a regular file", "permission denied")
     assert reason(ImageRef("nul\0byte")) == "cannot be read"
-    assert reason(put(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")) == "not an image"
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"
+    assert reason(put(eps)) == "EPS: a PostScript drawing; convert it to PNG"
 
 
 def test_permission_and_read_errors(put, draw, photo, monkeypatch):
@@ -130,6 +131,7 @@ def test_garbage_gives_bad_image_or_pixels_and_nothing_else(put, draw, photo, fo
 def test_bombs_are_refused_before_they_unpack(put, draw, monkeypatch):
     assert reason(put(draw.png_header(300_000, 300_000))).startswith("too large: 300000 x 300000 px, the limit")
     monkeypatch.setattr(decode_module, "pixel_limit", lambda: 100)
+    monkeypatch.setattr(decode_module, "MIN_DRAFT_PIXELS", 0)
     assert decode(put(draw.encoded(Image.new("RGB", (10, 10)), "PNG"))).shape == (10, 10, 3)
     assert reason(put(draw.encoded(Image.new("RGB", (10, 11)), "PNG"))).startswith("too large: 10 x 11 px")
     # A scaled JPEG needs only the memory of the small image; a progressive one keeps everything.

@@ -187,3 +187,36 @@ def test_an_image_is_tried_again_once_its_extra_is_there(tmp_path, monkeypatch):
         (error,) = collection.update(encoder, [photos]).bad
         assert encoder.asked == 2
         assert "needs the extra" not in error.reason or not installed("pillow_heif")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("by_itself", [True, False])
+def test_heic_is_turned_once(heic, photo, tmp_path, monkeypatch, orientation, by_itself):
+    """By its own rotation and mirror where it has them, else by its EXIF, as viewers show it."""
+    module = pytest.importorskip("pillow_heif")
+    undone = {
+        1: None, 2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_270,
+    }[orientation]  # fmt: skip
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = Image.fromarray(photo) if undone is None else Image.fromarray(photo).transpose(undone)
+    if by_itself:
+        path = heic(image, exif=exif.tobytes())
+    else:
+        path = tmp_path / "photo.heic"
+        with monkeypatch.context() as patch:  # what Pillow knows of formats stays as it is
+            for name in ("OPEN", "SAVE", "SAVE_ALL", "MIME", "EXTENSION"):
+                patch.setattr(Image, name, dict(getattr(Image, name)))
+            patch.setattr(Image, "ID", [*Image.ID])
+            module.register_heif_opener()
+            image.save(path, "HEIF", exif=exif, quality=95)
+        assert b"irot" not in path.read_bytes()
+    decoded = decode_image(ImageRef(str(path)))
+    assert decoded.full_size == (90, 60)
+    assert np.abs(np.asarray(decoded.image).astype(int) - photo).mean() < 3
+    if not by_itself and orientation > 1:  # older models keep it as they had it
+        before = decode_image(ImageRef(str(path)), DecodeOptions(rules=1, depth="full"))
+        assert before.image.size == image.size
+        assert np.abs(np.asarray(before.image).astype(int) - np.asarray(image)).mean() < 3

@@ -193,7 +193,7 @@ class Collection(Readable):
         if self._replaces and not prune:
             self._refuse_to_lose(inputs, follow_symlinks)
         bad, embed_seconds, model_share = [error for _, error in plan.bad], 0.0, 0.0
-        more_bad = list[BadImage]()
+        more_bad, notes = list[BadImage](), list[tuple[str, str]]()
         if plan.embed or plan.changes_catalog() or self._replaces:
             with exclusive(self.directory / LOCK_FILE, CollectionError):
                 with self._catalog.read():
@@ -204,13 +204,14 @@ class Collection(Readable):
                     bad = [error for _, error in plan.bad]
                 record_plan(self._catalog, plan)
                 if plan.embed:
-                    more_bad, embed_seconds, model_share = embed_plan(
+                    more_bad, notes, embed_seconds, model_share = embed_plan(
                         self._catalog, plan, encoder, batch_size=batch_size, num_workers=num_workers, progress=progress
                     )
                 left_out = self._replace()
                 self._nearest.publish()
         seconds = time.perf_counter() - start
-        return replace(report_plan(plan, bad, more_bad, seconds, embed_seconds, model_share), num_left_out=left_out)
+        done = report_plan(plan, bad, more_bad, seconds, embed_seconds, model_share, notes)
+        return replace(done, num_left_out=left_out)
 
     def _plan(
         self, inputs: Sequence[str | os.PathLike[str]], follow_symlinks: bool, retry_bad: bool, prune: bool

@@ -31,6 +31,14 @@ _IMAGES_AT_ONCE = 16
 
 
 @runtime_checkable
+class ComesInVersions(Protocol):
+    """An encoder that can decode as older versions of it did: ``Encoder``."""
+
+    def that_made(self, fingerprint: str) -> QueryEncoder:
+        """The version that made vectors of this fingerprint; itself if none did."""
+
+
+@runtime_checkable
 class EmbedsArrays(Protocol):
     """An encoder that takes preprocessed pixels: ``Encoder``, or ``OnnxEncoder``, which needs no torch."""
 
@@ -184,6 +192,8 @@ def _embed(
     collection: Collection, paths: Sequence[str], encoder_factory: Callable[[], QueryEncoder], crop: Crop | None
 ) -> list[np.ndarray]:
     encoder = encoder_factory()
+    if isinstance(encoder, ComesInVersions):
+        encoder = encoder.that_made(collection.fingerprint)
     if encoder.fingerprint != collection.fingerprint:
         raise MismatchError(
             f"the collection is of encoder {collection.fingerprint[:12]}, the query's encoder is "

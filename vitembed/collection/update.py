@@ -96,6 +96,8 @@ class UpdateReport:
     """Through decoding and model, while there were images to embed; 0 if there were none."""
     limit: str
     """What would have to be faster: ``decode`` or ``model``."""
+    notes: list[tuple[str, str]] = field(default_factory=list)
+    """Path and words for each odd thing about the files that were embedded, whose pixels are good."""
     offline: list[Offline] = field(default_factory=list)
     """Folders that are gone, wholly or mostly, and whose images are kept (``lost.py``)."""
     missing: list[BadImage] = field(default_factory=list)
@@ -106,7 +108,6 @@ class UpdateReport:
     """Folders of trash, thumbnails and other programs that were not entered."""
     unfinished: list[str] = field(default_factory=list)
     """Downloads in progress and temporary files that were left out."""
-
     num_left_out: int = 0
     """Images of a collection that this one has replaced (``rebuild``) and that it does not have."""
 
@@ -232,14 +233,16 @@ def embed_plan(
     batch_size: int,
     num_workers: int | None,
     progress: Callable[[UpdateProgress], None] | None,
-) -> tuple[list[BadImage], float, float]:
+) -> tuple[list[BadImage], list[tuple[str, str]], float, float]:
     """Embed and commit the images of the plan; what was embedded when an exception comes is committed too.
 
     Returns:
-        The images that turned out bad, the seconds it took, and the share of them in which the model worked.
+        The images that turned out bad, notes on others (path and words), the seconds it took, and the share of them in
+        which the model worked.
     """
     start = time.perf_counter()
     bad: list[BadImage] = []
+    notes: list[tuple[str, str]] = []
     done, model_seconds, model_share = 0, 0.0, 0.0
     uncommitted = Uncommitted(catalog)
     cleanup = contextlib.ExitStack()
@@ -270,6 +273,7 @@ def embed_plan(
                 for other in plan.links.get(plan.embed[index].entry.path, ()):
                     bad.append(BadImage(other.entry.path, error.reason))
                     uncommitted.add_bad(other, bad[-1])
+            notes += [(refs[place].path, words) for place, words in getattr(batch, "notes", ())]
             done += len(batch.indices) + len(batch.bad)
             model_seconds += batch.model_seconds
             if uncommitted.is_due():
@@ -286,7 +290,7 @@ def embed_plan(
             uncommitted.commit()
     if done != len(refs):
         raise ModelError(f"the encoder answered for {done} of {len(refs)} images")
-    return bad, time.perf_counter() - start, model_share
+    return bad, notes, time.perf_counter() - start, model_share
 
 
 def report_plan(
@@ -296,6 +300,7 @@ def report_plan(
     seconds: float,
     embed_seconds: float,
     model_share: float,
+    notes: Sequence[tuple[str, str]] = (),
 ) -> UpdateReport:
     """What became of a plan.
 
@@ -306,6 +311,7 @@ def report_plan(
         seconds: Of all.
         embed_seconds: Of embedding; 0: there was nothing to embed.
         model_share: Of these, in which the model worked.
+        notes: On images that were embedded.
     """
     failed = {error.path for error in more_bad}
     num_embedded = sum(work.entry.path not in failed for work in plan.embed)
@@ -330,6 +336,7 @@ def report_plan(
         num_links=plan.num_links,
         passed_over=plan.passed_over,
         unfinished=plan.unfinished,
+        notes=list(notes),
     )
 
 

@@ -128,6 +128,7 @@ _WITHOUT_USE = (
     *(("trainer", name) for name in ("num_nodes", "strategy", "num_pictures")),
     ("optim", "low_res_share"),
     ("data", "holdout"),
+    ("data", "depth"),  # the model's holds
 )
 
 

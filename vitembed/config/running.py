@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from vitembed.errors import ConfigError
 
+DEPTHS = ("auto", "full", *map(str, range(8, 17)), "minmax", "percentile")
+"""What ``data.depth`` may be."""
+
 
 def _switch(word: str) -> str:
     """YAML takes a bare on or off for true or false, which arrive here as text."""
@@ -23,6 +26,12 @@ class DataConfig:
     """Side in pixels of the kept images; none: 1.5 times the training view (at most twice)."""
     num_workers: int | None = None
     """Threads that decode; none: one per core."""
+    depth: str = "auto"
+    """What is white in images of more than 8 bits per channel: auto (what the file states, else the least of 8, 12, 14
+    and 16 bits that holds its brightest pixel), 8 to 16 (bits), full (16 bits), minmax or percentile (each image
+    stretched). The model keeps it for every image that it embeds."""
+    tolerant: bool = False
+    """Learn also from what is there of truncated images."""
     holdout: int = 256
     """Images used for the monitors (they are trained on as well: there are no labels to leak)."""
 
@@ -30,6 +39,8 @@ class DataConfig:
         object.__setattr__(self, "cache", _switch(self.cache))
         if self.cache not in ("auto", "ram", "disk", "off"):
             raise ConfigError(f"data.cache must be auto, ram, disk or off, got {self.cache!r}")
+        if self.depth not in DEPTHS:
+            raise ConfigError(f"data.depth must be one of {', '.join(DEPTHS)}, got {self.depth!r}")
 
 
 @dataclass(frozen=True, kw_only=True)

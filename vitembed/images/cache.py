@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import os
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict, dataclass
@@ -15,12 +16,15 @@ from jaxtyping import Float32, UInt8
 from vitembed.errors import BadImage, DataError
 from vitembed.images.cache_files import Rows, bytes_of, find_or_build, gigabytes
 from vitembed.images.decode import DecodeOptions
+from vitembed.images.loaded import note_lines
 from vitembed.images.loader import load_batches
 from vitembed.images.memory import available_bytes
 from vitembed.images.on_demand import OnDemandImages, Squash
 from vitembed.images.source import ImageRef
 
 _BATCH = 64
+
+log = logging.getLogger("vitembed")
 
 
 @dataclass(frozen=True)
@@ -177,9 +181,13 @@ def _decode_all(
     todo, side = refs[start:], size if keep else 0
     load = Squash(size, options, keep)
     batches = load_batches(todo, load, batch_size=_BATCH, num_workers=num_workers, isolated=True)
+    notes: list[tuple[str, str]] = []
     with contextlib.closing(batches):
         for batch in batches:
+            notes += [(todo[place].path, words) for place, words in batch.notes]
             images = batch.images.reshape(len(batch.indices), side, side, 3)  # a batch of only bad images knows no size
             width, height = batch.image_sizes.T
             aspect = (width / height).astype(np.float32)
             yield Rows(images, aspect, {start + i: error.reason for i, error in batch.bad})
+    for line in note_lines(notes):
+        log.warning("%s", line)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vitembed.images.cache import ImageCache
 from vitembed.images.cache_files import SPARE_BYTES, bytes_of, gigabytes
+from vitembed.images.decode import DecodeOptions
 from vitembed.images.memory import available_bytes
 from vitembed.images.source import ImageRef
 
@@ -57,6 +58,7 @@ def open_cache(
     directory: Path,
     *,
     size: int,
+    options: DecodeOptions = DecodeOptions(),
     num_workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ImageCache:
@@ -66,9 +68,9 @@ def open_cache(
         DataError: If there is no room for it.
     """
     if place == "ram":
-        return ImageCache.in_memory(refs, size=size, num_workers=num_workers, progress=progress)
+        return ImageCache.in_memory(refs, size=size, options=options, num_workers=num_workers, progress=progress)
     build = ImageCache.build if place == "disk" else ImageCache.on_demand
-    return build(refs, directory, size=size, num_workers=num_workers, progress=progress)
+    return build(refs, directory, size=size, options=options, num_workers=num_workers, progress=progress)
 
 
 def free_bytes(directory: Path) -> int:

@@ -6,13 +6,15 @@ nor are changed for it, with one exception that ``_whole_images_only`` explains.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import os
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import BinaryIO
 
 import numpy as np
@@ -21,19 +23,41 @@ from PIL import Image, ImageFile
 from PIL.Image import Image as PILImage
 from PIL.Image import Transpose
 
+from vitembed.config.running import DEPTHS
 from vitembed.errors import BadImage
 from vitembed.images.decode_scans import fewer_scans
-from vitembed.images.extras import develop, open_heif, open_raw, raw_size, require_extra
-from vitembed.images.formats import explain_os_error, open_regular, sniff_file
+from vitembed.images.deep import (
+    Deep,
+    jpeg2000_bits,
+    mend_order,
+    png_bits,
+    read_pnm,
+    wide_pixels,
+    wide_rawmode,
+)
+from vitembed.images.extras import develop, heif_orientation, open_heif, open_raw, raw_size, require_extra
+from vitembed.images.formats import REFUSED, explain_os_error, open_regular, sniff_file
 from vitembed.images.jpeg_segments import MAX_BYTES
 from vitembed.images.memory import memory_bytes
-from vitembed.images.modes import to_rgb
+from vitembed.images.mend import is_filled_up, missing_end, whole_jpegs, whole_png
+from vitembed.images.modes import deep_to_rgb, to_rgb
 from vitembed.images.source import ImageRef
+from vitembed.images.tiff import is_misread, read_tiff
 
+Stream = BinaryIO | io.BytesIO
+"""An open file, or what was made of one."""
 FLOOR_PIXELS = 89_478_485
 """The pixel limit is never below this (Pillow's own warning level, a 256 MiB RGB image)."""
 
+MIN_DRAFT_PIXELS = 512 * 512
+"""Smaller JPEGs decode in full: it takes milliseconds, and a scaled decode brightens halftones and the like."""
+HALF = "truncated, taken as far as it goes"
+"""Note of a half image that was asked for."""
+_HEAD_BYTES = 1 << 16
 _ORIENTATION = 0x0112  # EXIF tag
+_COMPRESSION = 259  # TIFF tag
+_VERIFIED = (1, 8, 32946)
+"""Compressions of TIFF that tell what is cut off: none, and two names of deflate."""
 _UPRIGHT = {
     2: Transpose.FLIP_LEFT_RIGHT,
     3: Transpose.ROTATE_180,
@@ -55,6 +79,22 @@ class DecodeOptions:
     """Let JPEG decode at 1/2, 1/4 or 1/8 and RAW at 1/2 while the shorter side stays at least twice what is needed."""
     fewer_scans: bool = True
     """Let progressive JPEG that is decoded at 1/4 go without the last bit of its brightness (``decode_scans.py``)."""
+    depth: str = "auto"
+    """What is white in images of more than 8 bits per channel, of integers of up to 16: 8 to 16 (bits), full (all 16),
+    minmax or percentile (0.1 to 99.9; each image from its own darkest to its brightest, floats too), or auto: what the
+    file states (TIFF's bits, maximum and metadata, PNG's sBIT, the maximum of a PGM), else the least of 8, 12, 14 and
+    16 bits that holds its brightest pixel. Not a percentile: it would cut off the few bright cells of a dark image."""
+    rules: int = 2
+    """1: as the first models decoded. 2: what would vanish in the background is laid on black or white, 16-bit colour
+    keeps all its bits, HEIC is turned by its EXIF where it has no rotation of its own, small JPEGs decode in full."""
+    tolerant: bool = False
+    """Take what is there of a truncated image, with a note."""
+
+    def __post_init__(self) -> None:
+        if self.depth not in DEPTHS or self.rules not in (1, 2):
+            raise ValueError(
+                f"depth must be one of {', '.join(DEPTHS)} and rules 1 or 2, got {self.depth!r} and {self.rules!r}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +105,10 @@ class Decoded:
     """Mode RGB; smaller than ``full_size`` after a scaled decode."""
     full_size: tuple[int, int]
     """Width and height of the upright original."""
+    notes: tuple[str, ...] = ()
+    """What is odd about the file, in a few words each; its pixels are good."""
+    box: tuple[float, float, float, float] | None = None
+    """Left, top, right and bottom of the picture in ``image``, where a scaled decode rounded its sides up."""
 
 
 def decode(
@@ -84,35 +128,211 @@ def decode(
 
 
 def decode_image(ref: ImageRef, options: DecodeOptions = DecodeOptions(), *, target_px: int | None = None) -> Decoded:
-    """As ``decode``, as a Pillow image with its original size."""
+    """As ``decode``, as a Pillow image with its original size and with notes."""
     with open_regular(ref.path) as file:
         format_name = sniff_file(file, ref.path)
         if format_name is None:
             raise BadImage(ref.path, "not an image")
-        # Pillow's plugins raise anything on damaged files (struct.error, KeyError, zlib.error, ...), hence Exception;
-        # only Pillow's work and to_rgb are inside.
+        if format_name in REFUSED:
+            raise BadImage(ref.path, REFUSED[format_name])
         try:
-            if format_name == "RAW":
-                return _decode_raw(file, ref, options, target_px)
-            with _whole_images_only(), ExitStack() as stack:
-                image = stack.enter_context(_open(file, format_name, ref.path))
-                if ref.frame:
-                    _seek(image, ref)
-                full_size = image.size
-                if options.draft and target_px is not None:
-                    # Pillow takes the strongest of 1/8, 1/4, 1/2 that keeps both sides at least this long.
-                    image.draft(None, (2 * target_px, 2 * target_px))
-                    if image.size != full_size and image.format == "JPEG" and image.info.get("progressive"):
-                        image = stack.enter_context(_quicker(image, full_size, file, options))
-                _check_size(image, full_size, ref.path)
-                scaled = image.size != full_size
-                image.load()
-                # Icons tell their true size only now.
-                return _upright(image, full_size if scaled else image.size, options)
-        except BadImage:
-            raise
-        except Exception as error:
-            raise BadImage(ref.path, _reason(error, format_name)) from error
+            decoded = _decode_strictly(file, format_name, ref, options, target_px)
+            if format_name == "JPEG" and is_filled_up(file):
+                raise BadImage(ref.path, "truncated")
+        except BadImage as error:
+            return _second_try(file, format_name, ref, options, target_px, error)
+        end = missing_end(file, format_name)
+        return decoded if end is None else replace(decoded, notes=(*decoded.notes, end))
+
+
+def _decode_strictly(
+    file: Stream, format_name: str, ref: ImageRef, options: DecodeOptions, target_px: int | None
+) -> Decoded:
+    with _whole_images_only():
+        return _decode(file, format_name, ref, options, target_px)
+
+
+def _second_try(
+    file: Stream,
+    format_name: str,
+    ref: ImageRef,
+    options: DecodeOptions,
+    target_px: int | None,
+    error: BadImage,
+) -> Decoded:
+    """An image whose pixels are all there though its file is not whole; a half one, if that was asked for.
+
+    Raises:
+        BadImage: ``error``, for any other.
+    """
+    if error.reason.startswith(("truncated", "damaged")) and format_name in ("JPEG", "PNG") and not ref.frame:
+        data = _all_bytes(file)
+        if format_name == "PNG" and (png := whole_png(data)) is not None:
+            with contextlib.suppress(BadImage):
+                decoded = _decode_strictly(io.BytesIO(png.data), format_name, ref, options, target_px)
+                return replace(decoded, notes=(*decoded.notes, png.note))
+        # Where nothing is missing, it does not matter what would follow.
+        for pair in whole_jpegs(data) if format_name == "JPEG" else ():
+            with contextlib.suppress(BadImage):
+                one, other = (
+                    _decode_strictly(io.BytesIO(jpeg.data), format_name, ref, options, target_px) for jpeg in pair
+                )
+                if np.array_equal(np.asarray(one.image), np.asarray(other.image)):
+                    return replace(one, notes=(*one.notes, pair[0].note))
+    if options.tolerant and error.reason.startswith("truncated"):
+        with contextlib.suppress(BadImage), _half_images():
+            decoded = _decode(file, format_name, ref, options, target_px)
+            if any(low != high for low, high in decoded.image.getextrema()):  # type: ignore[misc]
+                return replace(decoded, notes=(*decoded.notes, HALF))
+    raise error
+
+
+def _all_bytes(file: Stream) -> bytes:
+    try:
+        file.seek(0)
+        data = file.read(MAX_BYTES + 1)
+    except OSError:
+        return b""
+    return data if len(data) <= MAX_BYTES else b""
+
+
+def _decode(file: Stream, format_name: str, ref: ImageRef, options: DecodeOptions, target_px: int | None) -> Decoded:
+    # Pillow's plugins raise anything on damaged files (struct.error, KeyError, zlib.error, ...), hence Exception; only
+    # the work of Pillow, tifffile and rawpy, and what turns theirs into RGB, is inside.
+    try:
+        file.seek(0)
+        if format_name == "RAW":
+            return _decode_raw(file, ref, options, target_px)
+        if format_name == "TIFF":
+            return _decode_tiff(file, ref, options)
+        if format_name == "PPM" and options.rules > 1 and not ref.frame:
+            deep = _deep_pnm(file, ref.path)
+            if deep is not None:
+                return _from_deep(deep, 1, options)
+        with ExitStack() as stack:
+            image = stack.enter_context(_open(file, format_name, ref.path))
+            if ref.frame:
+                _seek(image, ref)
+            full_size = image.size
+            if target_px is not None and may_draft(full_size, options):
+                # Pillow takes the strongest of 1/8, 1/4, 1/2 that keeps both sides at least this long.
+                image.draft(None, (2 * target_px, 2 * target_px))
+                if image.size != full_size and image.format == "JPEG" and image.info.get("progressive"):
+                    image = stack.enter_context(_quicker(image, full_size, file, options))
+            _check_size(image, full_size, ref.path)
+            scaled = image.size != full_size
+            rawmode = wide_rawmode(image) if options.rules > 1 and not ref.frame else None
+            if rawmode is not None:
+                deep = wide_pixels(rawmode, lambda: stack.enter_context(_open(_rewound(file), format_name, ref.path)))
+                image.load()  # for its EXIF, which may lie behind the pixels
+                bits = png_bits(_head(file)) if format_name == "PNG" else deep.bits
+                return _from_deep(deep._replace(bits=bits), orientation_of(image), options)
+            image.load()
+            # Icons tell their true size only now.
+            return _upright(image, full_size if scaled else image.size, options, _stated_bits(file, image, options))
+    except BadImage:
+        raise
+    except Exception as error:
+        raise BadImage(ref.path, _reason(error, format_name)) from error
+
+
+def may_draft(full_size: tuple[int, int], options: DecodeOptions) -> bool:
+    """Whether a JPEG of this width and height may decode scaled."""
+    return options.draft and (options.rules == 1 or full_size[0] * full_size[1] > MIN_DRAFT_PIXELS)
+
+
+def _decode_tiff(file: Stream, ref: ImageRef, options: DecodeOptions) -> Decoded:
+    with ExitStack() as stack:
+
+        def opened() -> ImageFile.ImageFile:
+            image = stack.enter_context(_open(_rewound(file), "TIFF", ref.path))
+            if ref.frame:
+                _seek(image, ref)
+            mend_order(image)
+            return image
+
+        try:
+            image = opened()
+        except SyntaxError as error:  # a layout that Pillow does not know, or no TIFF at all
+            return _by_tifffile(file, ref, options, error)
+        _check_size(image, image.size, ref.path)
+        if is_misread(image):
+            return _by_tifffile(file, ref, options, None)
+        rawmode = wide_rawmode(image) if options.rules > 1 else None
+        try:
+            if rawmode is not None:  # Pillow turns it while loading
+                return _from_deep(wide_pixels(rawmode, opened), 1, options)
+            image.load()
+        except OSError as error:  # libtiff refuses a whole directory for one odd tag
+            if getattr(image, "tag_v2", {}).get(_COMPRESSION, 1) not in _VERIFIED:
+                raise
+            try:
+                return _by_tifffile(file, ref, options, error)
+            except BadImage:
+                raise error from None
+        return _upright(image, image.size, options, None)
+
+
+def _by_tifffile(file: Stream, ref: ImageRef, options: DecodeOptions, refused: Exception | None) -> Decoded:
+    try:
+        deep, orientation, notes = read_tiff(_rewound(file), ref.path, ref.frame, pixel_limit())
+    except BadImage:
+        raise
+    except Exception as error:
+        raise BadImage(ref.path, _reason(refused or error, "TIFF")) from error
+    decoded = _from_deep(deep, orientation, options)
+    return replace(decoded, notes=(*decoded.notes, *notes))
+
+
+def _from_deep(deep: Deep, orientation: int, options: DecodeOptions) -> Decoded:
+    rgb, notes = deep_to_rgb(deep, options.background, depth=options.depth, contrast=options.rules > 1)
+    return replace(upright(rgb, rgb.size, orientation), notes=notes)
+
+
+def _deep_pnm(file: Stream, path: str) -> Deep | None:
+    """Samples of a binary PGM or PPM of over 8 bits, which Pillow scales before anybody can look at them."""
+    found = read_pnm(_head(file))
+    if found is None:
+        file.seek(0)
+        return None
+    channels, width, height, largest, start = found
+    if width * height > pixel_limit():
+        raise BadImage(path, _too_large((width, height)))
+    file.seek(start)
+    data = file.read(width * height * channels * 2)
+    if len(data) < width * height * channels * 2:
+        raise BadImage(path, "truncated")
+    values = np.frombuffer(data, ">u2").reshape((height, width, channels) if channels == 3 else (height, width))
+    bits = largest.bit_length() if largest < 65535 else None
+    if bits is not None and largest != (1 << bits) - 1:
+        values = np.minimum(values, largest) * 65535.0 / largest
+        return Deep(np.rint(values).astype(np.uint16), bits=16)
+    return Deep(values.astype(np.uint16), bits=bits)
+
+
+def _stated_bits(file: Stream, image: PILImage, options: DecodeOptions) -> int | None:
+    """Depth that a deep grey image states in a way that Pillow does not tell."""
+    if options.depth != "auto" or image.mode not in ("I", "I;16", "I;16B"):
+        return None
+    if image.format == "PNG":
+        return png_bits(_head(file))
+    if image.format == "JPEG2000" and (jpeg2000_bits(_head(file)) or 16) < 16:
+        return 16  # Pillow has filled up its bits
+    if image.format == "PPM" and (maximum := _PLAIN_MAXIMUM.match(_head(file))) is not None:
+        return None if int(maximum[1]) == 65535 else 16  # Pillow has scaled it
+    return None
+
+
+_PLAIN_MAXIMUM = re.compile(rb"P2(?:(?:\s|#[^\n]*\n)+\d+){2}(?:\s|#[^\n]*\n)+(\d+)")
+
+
+def _head(file: Stream) -> bytes:
+    return _rewound(file).read(_HEAD_BYTES)
+
+
+def _rewound(file: Stream) -> Stream:
+    file.seek(0)
+    return file
 
 
 def decode_pil(image: PILImage, options: DecodeOptions = DecodeOptions()) -> UInt8[np.ndarray, "h w 3"]:
@@ -130,7 +350,7 @@ def upright_pil(image: PILImage, options: DecodeOptions = DecodeOptions()) -> PI
     try:
         with _whole_images_only():
             image.load()
-        return _upright(image, image.size, options).image
+        return _upright(image, image.size, options, None).image
     except Exception as error:
         raise BadImage(path, _reason(error, image.format or image.mode)) from error
 
@@ -146,7 +366,7 @@ def pixel_limit() -> int:
     return max(FLOOR_PIXELS, memory_bytes() // 4 // per_pixel)
 
 
-def _open(file: BinaryIO | io.BytesIO, format_name: str, path: str) -> ImageFile.ImageFile:
+def _open(file: Stream, format_name: str, path: str) -> ImageFile.ImageFile:
     # Not Image.open: that one warns or raises by the program's MAX_IMAGE_PIXELS, and warnings cannot be silenced
     # thread-safely; and it would try every other plugin on a damaged file. No file name is handed on, as Pillow would
     # map the file into memory and a file truncated meanwhile would kill the process.
@@ -157,7 +377,7 @@ def _open(file: BinaryIO | io.BytesIO, format_name: str, path: str) -> ImageFile
         Image.init()
     if format_name not in Image.OPEN:
         raise BadImage(path, f"{format_name}: Pillow has no decoder for it here; convert it to JPEG or PNG")
-    if format_name == "DDS":
+    if format_name == "DDS" and not isinstance(file, io.BytesIO):
         file = _StopsAtEnd(io.FileIO(file.fileno(), closefd=False))
         file.seek(0)
     factory, _ = Image.OPEN[format_name]
@@ -167,7 +387,7 @@ def _open(file: BinaryIO | io.BytesIO, format_name: str, path: str) -> ImageFile
 
 
 def _quicker(
-    image: ImageFile.ImageFile, full_size: tuple[int, int], file: BinaryIO, options: DecodeOptions
+    image: ImageFile.ImageFile, full_size: tuple[int, int], file: Stream, options: DecodeOptions
 ) -> ImageFile.ImageFile:
     """A drafted progressive JPEG without the scans that it can do without; the image itself if there are none."""
     scale = round(max(full_size) / max(image.size))
@@ -184,7 +404,7 @@ def _quicker(
     return quicker
 
 
-def _decode_raw(file: BinaryIO, ref: ImageRef, options: DecodeOptions, target_px: int | None) -> Decoded:
+def _decode_raw(file: Stream, ref: ImageRef, options: DecodeOptions, target_px: int | None) -> Decoded:
     require_extra("RAW", ref.path)
     if ref.frame:
         raise BadImage(ref.path, f"has no frame {ref.frame}")
@@ -225,8 +445,11 @@ def _too_large(size: tuple[int, int]) -> str:
     return f"too large: {size[0]} x {size[1]} px, the limit here is {pixel_limit() // 10**6} megapixels"
 
 
-def _upright(image: PILImage, full_size: tuple[int, int], options: DecodeOptions) -> Decoded:
-    return upright(to_rgb(image, options.background), full_size, orientation_of(image))
+def _upright(image: PILImage, full_size: tuple[int, int], options: DecodeOptions, bits: int | None) -> Decoded:
+    contrast = options.rules > 1
+    rgb, notes = to_rgb(image, options.background, depth=options.depth, contrast=contrast, bits=bits)
+    turned = heif_orientation(image) if contrast and image.format == "HEIF" else orientation_of(image)
+    return replace(upright(rgb, full_size, turned), notes=notes)
 
 
 def upright(rgb: PILImage, full_size: tuple[int, int], orientation: int) -> Decoded:
@@ -238,10 +461,19 @@ def upright(rgb: PILImage, full_size: tuple[int, int], orientation: int) -> Deco
         orientation: EXIF's, 1 to 8; any other number turns nothing.
     """
     turn = _UPRIGHT.get(orientation)
+    # libjpeg's last row and column of a scaled image are of less than a whole square of pixels.
+    scale = round(max(full_size) / max(rgb.size))
+    width, height = (full / scale for full in full_size)
+    x, y = (0.0, width), (0.0, height)
+    if orientation in (2, 3, 7, 8):
+        x = (rgb.width - width, float(rgb.width))
+    if orientation in (3, 4, 6, 7):
+        y = (rgb.height - height, float(rgb.height))
     if turn is None:
-        return Decoded(rgb, full_size)
-    on_its_side = turn in (Transpose.TRANSPOSE, Transpose.ROTATE_270, Transpose.TRANSVERSE, Transpose.ROTATE_90)
-    return Decoded(rgb.transpose(turn), full_size[::-1] if on_its_side else full_size)
+        return Decoded(rgb, full_size, box=(x[0], y[0], x[1], y[1]) if scale > 1 else None)
+    if turn in (Transpose.TRANSPOSE, Transpose.ROTATE_270, Transpose.TRANSVERSE, Transpose.ROTATE_90):
+        x, y, full_size = y, x, full_size[::-1]
+    return Decoded(rgb.transpose(turn), full_size, box=(x[0], y[0], x[1], y[1]) if scale > 1 else None)
 
 
 def orientation_of(image: PILImage) -> int:
@@ -255,8 +487,9 @@ def orientation_of(image: PILImage) -> int:
     return value if isinstance(value, int) else 1
 
 
-_strict_lock = threading.Lock()
+_turn = threading.Condition()
 _strict_users = 0
+_is_tolerating = False
 _strict_restore = False
 
 
@@ -268,7 +501,8 @@ def _whole_images_only() -> Iterator[None]:
     where it has not, nothing is touched.
     """
     global _strict_users, _strict_restore
-    with _strict_lock:
+    with _turn:
+        _turn.wait_for(lambda: not _is_tolerating)
         if ImageFile.LOAD_TRUNCATED_IMAGES:
             ImageFile.LOAD_TRUNCATED_IMAGES = False
             _strict_restore = True
@@ -276,11 +510,29 @@ def _whole_images_only() -> Iterator[None]:
     try:
         yield
     finally:
-        with _strict_lock:
+        with _turn:
             _strict_users -= 1
             if _strict_users == 0 and _strict_restore:
                 ImageFile.LOAD_TRUNCATED_IMAGES = True
                 _strict_restore = False
+            _turn.notify_all()
+
+
+@contextmanager
+def _half_images() -> Iterator[None]:
+    """Let Pillow take truncated files, while no other thread decodes."""
+    global _is_tolerating
+    with _turn:
+        _turn.wait_for(lambda: not _is_tolerating and _strict_users == 0)
+        _is_tolerating = True
+        before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, True
+    try:
+        yield
+    finally:
+        with _turn:
+            ImageFile.LOAD_TRUNCATED_IMAGES = before
+            _is_tolerating = False
+            _turn.notify_all()
 
 
 _TRUNCATED = (

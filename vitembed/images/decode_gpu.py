@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, JpegImagePlugin
 
 from vitembed.errors import BadImage
-from vitembed.images.decode import Decoded, orientation_of, pixel_limit, upright
+from vitembed.images.decode import Decoded, may_draft, orientation_of, pixel_limit, upright
 from vitembed.images.formats import explain_os_error, open_regular, sniff_file
 from vitembed.images.jpeg_segments import BASELINE, FRAMES, MAX_BYTES, SCAN, components_of, is_rgb, segments_of
 from vitembed.images.loaded import Loaded
@@ -50,12 +51,19 @@ class GpuJpegs:
         device: A CUDA device.
         decoder: Stands in for torchvision's where there is no such device: the bytes of a JPEG, as uint8 [n], to RGB,
             uint8 [3, h, w].
+        tolerant: Take what is there of truncated images; these are always the processor's.
     """
 
     def __init__(
-        self, preprocess: Preprocess, device: str, *, decoder: Callable[[Tensor], Tensor] | None = None
+        self,
+        preprocess: Preprocess,
+        device: str,
+        *,
+        decoder: Callable[[Tensor], Tensor] | None = None,
+        tolerant: bool = False,
     ) -> None:
         self.preprocess = preprocess
+        self._load = partial(preprocess.load_image, tolerant=tolerant)
         self.device = device
         self._decoder = decoder
         self._num_compared = 0
@@ -93,10 +101,10 @@ class GpuJpegs:
         """
         decoded = self._on_gpu(ref)
         if decoded is None:
-            return self.preprocess.load_image(ref)
+            return self._load(ref)
         loaded = self.preprocess.fit(decoded)
         if self._num_compared < NUM_COMPARED:
-            known = self.preprocess.load_image(ref)
+            known = self._load(ref)
             if known.full_size != loaded.full_size or _difference(known.pixels, loaded.pixels) > MAX_DIFFERENCE:
                 raise GaveUpError(f"it gives other pixels than the processor for {ref.path}")
             self._num_compared += 1
@@ -116,6 +124,8 @@ class GpuJpegs:
                 raise BadImage(ref.path, explain_os_error(error)) from error
         size = _plain_size(data)
         if size is None or size[0] * size[1] > min(pixel_limit(), MAX_PIXELS):
+            return None
+        if not may_draft(size, self.preprocess.decode_options):
             return None
         fits = min(size) // (2 * self.preprocess.short_px)
         scale = next(scale for scale in (8, 4, 2, 1) if scale <= max(fits, 1))

@@ -1,8 +1,9 @@
 """Which image format a file holds, told by its first bytes and never by its name.
 
-Only raster formats that Pillow decodes in-process are named: EPS and WMF (they start another program), PDF, SVG and
-video are no images here. TGA alone has no magic bytes, so its header is believed only under a TGA suffix. Many cameras'
-RAW files begin as any TIFF does, and are told from it by suffix: read as TIFF they would give a thumbnail, or noise.
+Raster formats that Pillow decodes in-process are named, and pictures that are not read here (``REFUSED``: drawings,
+documents, instruments' own files), so that these are listed with a reason. Video and other data (HDF5, GRIB, BUFR) are
+no images. TGA and a few old formats have no magic bytes: they are believed only under their suffix. Many cameras' RAW
+files begin as any TIFF does, and are told from it by suffix: read as TIFF they would give a thumbnail, or noise.
 """
 # ruff: noqa: PTH122
 
@@ -24,11 +25,45 @@ IMAGE_SUFFIXES = frozenset(
     .jpg .jpeg .jpe .jfif .mpo .png .apng .webp .avif .avifs .gif .tif .tiff .bmp .dib .ppm .pgm .pbm .pnm .pfm .ico
     .cur .jp2 .j2k .jpc .jpf .jpx .jpm .mj2 .icns .qoi .tga .icb .vda .vst .dds .pcx .dcx .sgi .rgb .rgba .bw .ras .psd
     .xbm .xpm .blp .ftc .ftu .msp .fits .fit .heic .heif .hif .jxl .dng .nef .nrw .arw .sr2 .cr2 .cr3 .raf .orf .rw2
-    .pef .srw .x3f .3fr .iiq .rwl
+    .pef .srw .x3f .3fr .iiq .rwl .fli .flc .gbr .im .imt .pcd .pxr .spider .spi .j2c .jps .pns .lsm .svs .ndpi .stk
+    .btf .tf8 .eps .ps .ai .pdf .svg .svgz .wmf .emf .fpx .mic .palm .psp .pspimage .xcf .kra .exr .hdr .jxr .wdp .hdp
+    .djvu .djv .flif .bpg .ktx .dcm .dicom .czi .nd2 .lif .oib .oir .vsi
     """.split()  # noqa: SIM905
 )
 """Lower-case suffixes by which a name claims to be an image; such a file without image content is a bad image."""
 
+_CONVERT = "convert it to PNG"
+_EXPORT = "export it as TIFF or PNG"
+REFUSED = {
+    "EPS": f"EPS: a PostScript drawing; {_CONVERT}",
+    "PDF": f"PDF: a document; {_CONVERT}",
+    "SVG": f"SVG: a drawing, not pixels; {_CONVERT}",
+    "WMF": f"WMF or EMF: a drawing, not pixels; {_CONVERT}",
+    "PALM": f"PALM: not read here; {_CONVERT}",
+    "FPX": f"FPX or MIC: not read here; {_CONVERT}",
+    "PSP": f"PSP: a PaintShop file; {_CONVERT}",
+    "XCF": f"XCF: a GIMP file; {_CONVERT}",
+    "KRA": f"KRA: a Krita file; {_CONVERT}",
+    "EXR": f"EXR: high dynamic range; {_CONVERT}",
+    "HDR": f"HDR: high dynamic range; {_CONVERT}",
+    "JXR": f"JXR: JPEG XR, not read here; {_CONVERT}",
+    "DJVU": f"DJVU: a document; {_CONVERT}",
+    "FLIF": f"FLIF: not read here; {_CONVERT}",
+    "BPG": f"BPG: not read here; {_CONVERT}",
+    "KTX": f"KTX: a texture; {_CONVERT}",
+    "DICOM": f"DICOM: a medical image; {_EXPORT}",
+    "CZI": f"CZI: a microscope's file; {_EXPORT}",
+    "ND2": f"ND2: a microscope's file; {_EXPORT}",
+    "LIF": f"LIF: a microscope's file; {_EXPORT}",
+    "OIB": f"OIB, OIR or VSI: a microscope's file; {_EXPORT}",
+}
+"""Pictures that are not read here: the reason by the name that ``sniff`` gives."""
+_BY_SUFFIX = {
+    **{".svgz": "SVG", ".fpx": "FPX", ".mic": "FPX", ".palm": "PALM", ".kra": "KRA", ".lif": "LIF", ".ai": "EPS"},
+    **{".oib": "OIB", ".oir": "OIB", ".vsi": "OIB", ".pspimage": "PSP", ".wmf": "WMF", ".dcm": "DICOM"},
+    **{".im": "IM", ".imt": "IMT", ".pcd": "PCD", ".spider": "SPIDER", ".spi": "SPIDER", ".gbr": "GBR"},
+}
+"""Formats without a beginning of their own: of files that are none of the others."""
 _RAW_SUFFIXES = frozenset({".dng", ".nef", ".nrw", ".arw", ".sr2", ".cr2", ".pef", ".srw", ".3fr", ".iiq", ".rwl"})
 """Of RAW files that are TIFF by their first bytes."""
 _TGA_SUFFIXES = frozenset({".tga", ".icb", ".vda", ".vst"})
@@ -95,8 +130,21 @@ def sniff_file(file: BinaryIO, path: str) -> str | None:
     name = format_of(head)
     if name == "TIFF" and (head[8:11] == b"CR\2" or os.path.splitext(path)[1].lower() in _RAW_SUFFIXES):
         return "RAW"
-    if name is None and os.path.splitext(path)[1].lower() in _TGA_SUFFIXES and _is_tga(head):
+    suffix = os.path.splitext(path)[1].lower()
+    if name is None and suffix in _TGA_SUFFIXES and _is_tga(head):
         return "TGA"
+    return _named_only(suffix, head) if name is None else name
+
+
+def _named_only(suffix: str, head: bytes) -> str | None:
+    name = _BY_SUFFIX.get(suffix)
+    # Text headers have lines; SPIDER's are floats; the mark of PCD lies behind the first 2,048 bytes.
+    if name in ("IM", "IMT") and b"\n" not in head[:100]:
+        return None
+    if name in ("SPIDER", "PCD", "GBR") and (
+        (len(head) < HEAD_BYTES and name != "GBR") or (head.isascii() and b"\0" not in head)
+    ):
+        return None
     return name
 
 
@@ -128,6 +176,18 @@ def _is_bmp(head: bytes) -> bool:
     return head[:2] == b"BM" and int.from_bytes(head[14:18], "little") in (12, 16, 40, 52, 56, 64, 108, 124)
 
 
+def _is_dib(head: bytes) -> bool:
+    # A BMP without its file header.
+    size = int.from_bytes(head[:4], "little")
+    planes, bits = (head[8:10], head[10:12]) if size == 12 else (head[12:14], head[14:16])
+    return (
+        size in (12, 40, 52, 56, 64, 108, 124)
+        and planes == b"\1\0"
+        and int.from_bytes(bits, "little") in (1, 2, 4, 8, 16, 24, 32)
+        and (size == 12 or int.from_bytes(head[16:20], "little") <= 6)
+    )
+
+
 def _is_icon(head: bytes) -> bool:
     # Type 1 is ICO, 2 is CUR; an uncompressed TGA starts alike but has no entries.
     return head[:2] == b"\0\0" and head[2:4] in (b"\1\0", b"\2\0") and head[4:6] != b"\0\0" and head[9:10] == b"\0"
@@ -152,6 +212,10 @@ def _is_tga(head: bytes) -> bool:
 
 
 _PNM = re.compile(rb"P[1-6][ \t\r\n](?:\s|#[^\n]*\n)*\d|P[fF]\s+\d|Py?7\s+WIDTH")
+_SVG = re.compile(
+    rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml.*?\?>\s*)?(?:<!--.*?-->\s*)*(?:<!DOCTYPE\s+svg|<(?:svg:)?svg[\s>])",
+    re.DOTALL | re.IGNORECASE,
+)
 _XBM = re.compile(rb"\s*(?:/\*.*?\*/\s*)?#define[ \t]+\S*_width[ \t]+\d", re.DOTALL)
 
 # Tried in this order; the first that fits wins.
@@ -187,6 +251,26 @@ _MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"LinS", "MSP"),
     (b"/* XPM */", "XPM"),
     (b"SIMPLE  =", "FITS"),
+    (b"P7 332", "XVTHUMB"),
+    (b"\0\0\0\0\0\0\0\4", "MCIDAS"),
+    (b"\x80\xe8\0\0", "PIXAR"),
+    (b"Image type:", "IM"),
+    (b"%!PS", "EPS"),
+    (b"\xc5\xd0\xd3\xc6", "EPS"),
+    (b"%PDF-", "PDF"),
+    (b"\xd7\xcd\xc6\x9a", "WMF"),
+    (b"Paint Shop Pro Image File", "PSP"),
+    (b"gimp xcf", "XCF"),
+    (b"v/1\1", "EXR"),
+    (b"#?RADIANCE", "HDR"),
+    (b"#?RGBE", "HDR"),
+    (b"II\xbc", "JXR"),
+    (b"AT&TFORM", "DJVU"),
+    (b"FLIF", "FLIF"),
+    (b"BPG\xfb", "BPG"),
+    (b"\xabKTX ", "KTX"),
+    (b"ZISRAWFILE", "CZI"),
+    (b"\xda\xce\xbe\n", "ND2"),
 )
 _LOOKS_LIKE: tuple[tuple[str, Callable[[bytes], object]], ...] = (
     ("WEBP", lambda head: head[:4] == b"RIFF" and head[8:12] == b"WEBP"),
@@ -198,7 +282,17 @@ _LOOKS_LIKE: tuple[tuple[str, Callable[[bytes], object]], ...] = (
     ("SGI", _is_sgi),
     ("FLI", _is_fli),
     ("XBM", _XBM.match),
+    ("DIB", _is_dib),
+    ("GBR", lambda head: head[20:24] == b"GIMP" and head[4:8] == b"\0\0\0\2"),
+    ("SVG", _SVG.match),
+    ("WMF", lambda head: head[:4] == b"\1\0\0\0" and head[40:44] == b" EMF"),
+    ("DICOM", lambda head: head[128:132] == b"DICM"),
 )
 
-KNOWN_FORMATS = frozenset({name for _, name in _MAGIC} | {name for name, _ in _LOOKS_LIKE} | {"AVIF", "HEIF", "TGA"})
+KNOWN_FORMATS = frozenset(
+    {name for _, name in _MAGIC}
+    | {name for name, _ in _LOOKS_LIKE}
+    | {"AVIF", "HEIF", "TGA"}
+    | set(_BY_SUFFIX.values())
+)
 """Every name that ``sniff`` can give; nothing else is ever handed to Pillow."""

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Int64, UInt8
@@ -38,6 +38,8 @@ class Batch:
     """Width and height of the upright originals, in pixels; 0 where ``load`` does not tell."""
     decode_seconds: float
     """Time that the workers spent on these images, summed over workers."""
+    notes: list[tuple[int, str]] = field(default_factory=list)
+    """Position and words for each odd thing about the files of ``indices``."""
 
 
 _Load = Callable[[ImageRef], np.ndarray | Loaded]
@@ -110,7 +112,7 @@ def default_workers() -> int:
 
 def _collect(results: Generator[_Result, None, None], batch_size: int) -> Generator[Batch, None, None]:
     indices, images, sizes = list[int](), list[np.ndarray](), list[tuple[int, int]]()
-    bad, seconds = list[tuple[int, BadImage]](), 0.0
+    bad, notes, seconds = list[tuple[int, BadImage]](), list[tuple[int, str]](), 0.0
     side = 0
     try:
         for position, (result, took) in enumerate(results):
@@ -118,16 +120,17 @@ def _collect(results: Generator[_Result, None, None], batch_size: int) -> Genera
             if isinstance(result, BadImage):
                 bad.append((position, result))
             else:
-                pixels, size = result if isinstance(result, Loaded) else (result, (0, 0))
+                pixels, size, odd = result if isinstance(result, Loaded) else Loaded(result, (0, 0))
+                notes += [(position, words) for words in odd]
                 indices.append(position)
                 images.append(pixels)
                 sizes.append(size)
                 side = len(pixels)
             if len(images) == batch_size or (not images and len(bad) == batch_size):
-                yield _batch(indices, images, sizes, bad, seconds, side)
-                indices, images, sizes, bad, seconds = [], [], [], [], 0.0
+                yield _batch(indices, images, sizes, bad, notes, seconds, side)
+                indices, images, sizes, bad, notes, seconds = [], [], [], [], [], 0.0
         if images or bad:
-            yield _batch(indices, images, sizes, bad, seconds, side)
+            yield _batch(indices, images, sizes, bad, notes, seconds, side)
     finally:
         results.close()
 
@@ -160,8 +163,10 @@ def _batch(
     images: list[np.ndarray],
     sizes: list[tuple[int, int]],
     bad: list[tuple[int, BadImage]],
+    notes: list[tuple[int, str]],
     seconds: float,
     side: int,
 ) -> Batch:
     pixels = np.stack(images) if images else np.zeros((0, side, side, 3), np.uint8)
-    return Batch(np.array(indices, np.int64), pixels, bad, np.array(sizes, np.int64).reshape(-1, 2), seconds)
+    image_sizes = np.array(sizes, np.int64).reshape(-1, 2)
+    return Batch(np.array(indices, np.int64), pixels, bad, image_sizes, seconds, notes)

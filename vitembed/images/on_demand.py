@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from jaxtyping import UInt8
@@ -20,7 +20,7 @@ from vitembed.images.source import ImageRef
 
 def squashed(decoded: Decoded, size: int) -> UInt8[np.ndarray, "s s 3"]:
     """The whole image as a square of ``size`` pixels."""
-    return np.array(decoded.image.resize((size, size), Resampling.BICUBIC))
+    return np.array(decoded.image.resize((size, size), Resampling.BICUBIC, box=decoded.box))
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,10 @@ class Squash:
     def __call__(self, ref: ImageRef) -> Loaded:
         """The square, and the size of the upright original."""
         decoded = decode_image(ref, self.options, target_px=self.size)
+        if self.options.rules == 1:
+            decoded = replace(decoded, box=None)
         pixels = squashed(decoded, self.size) if self.keep else np.empty((0, 0, 3), np.uint8)
-        return Loaded(pixels, decoded.full_size)
+        return Loaded(pixels, decoded.full_size, decoded.notes)
 
 
 class OnDemandImages:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -14,6 +14,7 @@ from PIL import Image
 from PIL.Image import Image as PILImage
 from PIL.Image import Resampling
 
+from vitembed.config.running import DEPTHS
 from vitembed.errors import DataError, ModelError
 from vitembed.images.decode import Decoded, DecodeOptions, decode_image, upright_pil
 from vitembed.images.loaded import Loaded
@@ -22,6 +23,8 @@ from vitembed.images.source import ImageRef
 Resize = Literal["crop", "squash", "squash+crop", "pad"]
 Interpolation = Literal["bilinear", "bicubic", "lanczos", "box", "hamming"]
 CropOffset = Literal["round", "floor"]
+
+Box = tuple[float, float, float, float]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -40,7 +43,7 @@ _RESAMPLING = {
     "hamming": Resampling.HAMMING,
 }
 # Fields that came later: left out of fingerprints and allowed to be absent while they have this value.
-_LATER = {"crop_offset": "round", "fewer_scans": False}
+_LATER = {"crop_offset": "round", "fewer_scans": False, "depth": "full", "decode_rules": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +74,10 @@ class Preprocess:
     """Where an odd margin goes: ``round`` as torchvision and timm (halves to even), ``floor`` as transformers."""
     fewer_scans: bool = True
     """Progressive JPEGs that decode at 1/4 go without the last bit of their brightness."""
+    depth: str = "auto"
+    """What is white in images of more than 8 bits per channel (``DecodeOptions.depth``)."""
+    decode_rules: int = 2
+    """Which rules of decoding hold: 1 those of the first models, 2 those of today (``DecodeOptions.rules``)."""
 
     def __post_init__(self) -> None:
         """Refuse values that no image could be preprocessed with."""
@@ -84,6 +91,10 @@ class Preprocess:
             problems.append(f"mean {self.mean} and std {self.std} must be finite, and std above 0")
         if not all(0 <= value <= 255 for value in self.background):
             problems.append(f"background is {self.background}, must lie in 0..255")
+        if self.depth not in DEPTHS:
+            problems.append(f"depth is {self.depth!r}, must be one of {', '.join(DEPTHS)}")
+        if self.decode_rules not in (1, 2):
+            problems.append(f"decode_rules is {self.decode_rules}, must be 1 or 2")
         if self.in_chans < 1:
             problems.append(f"in_chans is {self.in_chans}, must be at least 1")
         if problems:
@@ -92,7 +103,17 @@ class Preprocess:
     @property
     def decode_options(self) -> DecodeOptions:
         """How files are decoded for this preprocessing."""
-        return DecodeOptions(background=self.background, draft=self.draft, fewer_scans=self.fewer_scans)
+        return DecodeOptions(
+            background=self.background,
+            draft=self.draft,
+            fewer_scans=self.fewer_scans,
+            depth=self.depth,
+            rules=self.decode_rules,
+        )
+
+    def as_before(self) -> Preprocess:
+        """The same as it was before ``depth`` and ``decode_rules`` came, of which older collections may be."""
+        return replace(self, depth="full", decode_rules=1)
 
     def load(self, ref: ImageRef) -> UInt8[np.ndarray, "{self.img_size} {self.img_size} 3"]:
         """Pixels of an image file, upright, RGB, resized and cropped.
@@ -102,13 +123,23 @@ class Preprocess:
         """
         return self.load_image(ref).pixels
 
-    def load_image(self, ref: ImageRef) -> Loaded:
-        """As ``load``, with the size that the image has in its file."""
-        return self.fit(decode_image(ref, self.decode_options, target_px=self.short_px))
+    def load_image(self, ref: ImageRef, *, tolerant: bool = False) -> Loaded:
+        """As ``load``, with the size that the image has in its file, and notes.
+
+        Args:
+            ref: The file and the frame in it.
+            tolerant: Take what is there of a truncated image, with a note.
+        """
+        options = replace(self.decode_options, tolerant=tolerant)
+        return self.fit(decode_image(ref, options, target_px=self.short_px))
 
     def fit(self, decoded: Decoded) -> Loaded:
         """Resize and crop what was decoded with ``short_px`` as its target."""
-        return Loaded(np.array(self._fit(decoded.image)), decoded.full_size)
+        # A scaled decode rounds the sides up, and by them a small image would be cut elsewhere.
+        if self.decode_rules == 1:
+            decoded = replace(decoded, box=None)
+        size = decoded.full_size if self.decode_rules > 1 else decoded.image.size
+        return Loaded(np.array(self._fit(decoded.image, size, decoded.box)), decoded.full_size, decoded.notes)
 
     def apply(self, image: np.ndarray | PILImage) -> UInt8[np.ndarray, "{self.img_size} {self.img_size} 3"]:
         """Do the same to an image in memory.
@@ -120,7 +151,8 @@ class Preprocess:
             BadImage: If a Pillow image cannot be loaded.
             DataError: If an array is no such image.
         """
-        return np.array(self._fit(upright_pil(_as_pil(image), self.decode_options)))
+        upright = upright_pil(_as_pil(image), self.decode_options)
+        return np.array(self._fit(upright, upright.size, None))
 
     def to_dict(self) -> dict[str, Any]:
         """Every field, as JSON types."""
@@ -158,37 +190,38 @@ class Preprocess:
         """Length of the resized shorter side, before any crop."""
         return math.floor(self.img_size / self.crop_pct) if self.resize.endswith("crop") else self.img_size
 
-    def _fit(self, image: PILImage) -> PILImage:
+    def _fit(self, image: PILImage, full_size: tuple[int, int], box: Box | None) -> PILImage:
         size, filter_ = self.img_size, _RESAMPLING[self.interpolation]
-        width, height = image.size
+        width, height = full_size
         if self.resize == "squash":
-            return image.resize((size, size), filter_)
+            return image.resize((size, size), filter_, box=box)
         if self.resize == "squash+crop":
             whole = self.short_px
             start = self._margin(whole)
-            return image.resize((whole, whole), filter_).crop((start, start, start + size, start + size))
+            return image.resize((whole, whole), filter_, box=box).crop((start, start, start + size, start + size))
         if self.resize == "pad":
             scale = size / max(width, height)
             inner = (max(1, round(width * scale)), max(1, round(height * scale)))
             canvas = Image.new("RGB", (size, size), self.background)
-            canvas.paste(image.resize(inner, filter_), ((size - inner[0]) // 2, (size - inner[1]) // 2))
+            canvas.paste(image.resize(inner, filter_, box=box), ((size - inner[0]) // 2, (size - inner[1]) // 2))
             return canvas
-        return self._crop(image, filter_)
+        return self._crop(image, full_size, box, filter_)
 
-    def _crop(self, image: PILImage, filter_: Resampling) -> PILImage:
+    def _crop(self, image: PILImage, full_size: tuple[int, int], box: Box | None, filter_: Resampling) -> PILImage:
         # The roundings of torchvision's Resize and CenterCrop, so that public weights see the pixels they know.
-        (width, height), short, size = image.size, self.short_px, self.img_size
+        (width, height), short, size = full_size, self.short_px, self.img_size
         if width <= height:
             resized = (short, int(short * height / width))
         else:
             resized = (int(short * width / height), short)
         left, top = (self._margin(side) for side in resized)
         if max(resized) <= _MAX_ASPECT * short:
-            return image.resize(resized, filter_).crop((left, top, left + size, top + size))
+            return image.resize(resized, filter_, box=box).crop((left, top, left + size, top + size))
         # A 1 x 5000 image would become 224 x 1 120 000 first: resize only the part that survives the crop.
-        x, y = width / resized[0], height / resized[1]
-        box = (left * x, top * y, min((left + size) * x, width), min((top + size) * y, height))
-        return image.resize((size, size), filter_, box=box)
+        x0, y0, x1, y1 = box or (0, 0, *image.size)
+        x, y = (x1 - x0) / resized[0], (y1 - y0) / resized[1]
+        part = (x0 + left * x, y0 + top * y, min(x0 + (left + size) * x, x1), min(y0 + (top + size) * y, y1))
+        return image.resize((size, size), filter_, box=part)
 
     def _margin(self, side: int) -> int:
         """What the centre crop cuts off before its start."""

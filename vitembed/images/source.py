@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from vitembed.errors import BadImage, DataError, printable
-from vitembed.images.formats import HEAD_BYTES, claims_image, explain_os_error, format_of, sniff
+from vitembed.images.formats import HEAD_BYTES, REFUSED, claims_image, explain_os_error, format_of, sniff
 from vitembed.images.ignored import APPLE_DOUBLE, is_ignored_folder, is_silently_ignored, is_unfinished
 
 __all__ = [
@@ -183,15 +183,17 @@ def is_image(path: str, *, named: bool = False) -> bool:
     """
     claimed = named or claims_image(path)
     try:
-        looks = sniff(path) is not None
+        name = sniff(path)
     except BadImage:
         # A file without any suffix might be an image: what we could not look at, we do not wave away.
         if claimed or not os.path.splitext(path)[1]:
             raise
         return False
-    if claimed and not looks:
+    if name in REFUSED:
+        raise BadImage(path, REFUSED[name])
+    if claimed and name is None:
         raise BadImage(path, "not an image")
-    return looks
+    return name is not None
 
 
 class _Found:

@@ -106,8 +106,9 @@ class Worker:
         except (BrokenPipeError, EOFError):
             raise WorkerLostError(self._process.wait()) from None
         if kind == _GOOD:
-            pixels = np.frombuffer(data, np.uint8).reshape(rows, columns, 3)
-            return Loaded(pixels, (width, height)), seconds
+            pixels = np.frombuffer(data, np.uint8, rows * columns * 3).reshape(rows, columns, 3)
+            words = data[pixels.nbytes :].decode("utf-8", "replace")
+            return Loaded(pixels, (width, height), tuple(words.splitlines())), seconds
         text = data.decode("utf-8", "replace")
         if kind == _GAVE_UP:
             raise GaveUpError(text)
@@ -182,7 +183,8 @@ def _answer(load: Callable[[ImageRef], Loaded], ref: ImageRef) -> bytes:
     except Exception:
         kind, data = _BUG, traceback.format_exc().encode("utf-8", "backslashreplace")
     else:
-        kind, data, size = _GOOD, np.ascontiguousarray(loaded.pixels).tobytes(), loaded.full_size
+        words = "\n".join(loaded.notes).encode("utf-8", "backslashreplace")
+        kind, data, size = _GOOD, np.ascontiguousarray(loaded.pixels).tobytes() + words, loaded.full_size
         rows, columns = loaded.pixels.shape[:2]
     return _ANSWER.pack(kind, time.perf_counter() - start, rows, columns, *size, len(data)) + data
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -14,11 +15,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vitembed.config.running import DEPTHS
 from vitembed.device import resolve_device
 from vitembed.embeddings import Embeddings
 from vitembed.errors import BadImage, ConfigError, DataError
 from vitembed.images.decode_gpu import GpuJpegs
 from vitembed.images.ignored import log_passed_over
+from vitembed.images.loaded import Loaded
 from vitembed.images.loader import load_batches
 from vitembed.images.preprocess import Preprocess
 from vitembed.images.source import ImageRef, find_images
@@ -50,6 +53,8 @@ class EmbeddedBatch:
     """Time that the model took."""
     image_sizes: npt.NDArray[np.int64] | None = None
     """Width and height of the upright originals in pixels, [b, 2]."""
+    notes: list[tuple[int, str]] = field(default_factory=list)
+    """Positions of images whose files are odd though their pixels are good, with what is odd."""
 
 
 class Encoder:
@@ -67,6 +72,7 @@ class Encoder:
         reference: What ``load`` gives the very same weights for, from any folder; none: ``name``.
         gpu_decode: Let the CUDA device that the encoder is on decode large JPEGs, beside the processor
             (``vitembed.images.decode_gpu``).
+        tolerant: Take what is there of truncated images, with a note.
 
     Raises:
         ConfigError: If ``pool`` or ``speed`` is unknown, or ``gpu_decode`` is asked of another device.
@@ -86,6 +92,7 @@ class Encoder:
         speed: str | Speed = "exact",
         reference: str | None = None,
         gpu_decode: bool = False,
+        tolerant: bool = False,
     ) -> None:
         if pool not in POOLS:
             raise ConfigError(f"unknown pool {pool!r}: expected one of {', '.join(POOLS)}")
@@ -101,6 +108,9 @@ class Encoder:
                 f"decoding on a GPU needs a CUDA device, and this encoder is on {self.device}: leave it out"
             )
         self.gpu_decode = gpu_decode
+        self.load_image: Callable[[ImageRef], Loaded] = partial(preprocess.load_image, tolerant=tolerant)
+        """Loads an image as ``preprocess`` does, half ones too if this encoder is tolerant; picklable."""
+        self._tolerant = tolerant
         # timm's models do all that this class asks of a ViT; who needs more of one asks whether it is one.
         self.vit = cast(VisionTransformer, vit.to(self.device).eval())
         self.preprocess = preprocess
@@ -115,6 +125,29 @@ class Encoder:
         self._mean = torch.tensor(preprocess.mean, device=self.device).reshape(1, -1, 1, 1)
         self._std = torch.tensor(preprocess.std, device=self.device).reshape(1, -1, 1, 1)
         self._forward = self.speed.applied(self.vit, self.device)
+
+    def that_made(self, fingerprint: str) -> Encoder:
+        """Give this encoder, or the same with decoding as before there was a ``depth``, whichever has the fingerprint.
+
+        Args:
+            fingerprint: Of vectors or a probe, perhaps of an older version.
+        """
+        if self.fingerprint == fingerprint:
+            return self
+        before = Encoder(
+            self.vit,
+            self.preprocess.as_before(),
+            pool=self.pool,
+            name=self.name,
+            device=self.device,
+            provenance=self.provenance,
+            licence=self.licence,
+            speed=self.speed,
+            reference=self.reference,
+            gpu_decode=self.gpu_decode,
+            tolerant=self._tolerant,
+        )
+        return before if before.fingerprint == fingerprint else self
 
     def embed(
         self,
@@ -157,13 +190,14 @@ class Encoder:
         refs, bad = _listed(paths)
         if bad and on_bad == "raise":
             raise bad[0]
-        vectors, ids, total = [], [], len(refs) + len(bad)
+        vectors, ids, total, notes = [], [], len(refs) + len(bad), list[dict[str, str]]()
         if num_workers is None and len(refs) <= _FEW_IMAGES:
             num_workers = 0
         for batch in self.stream(refs, batch_size=batch_size, num_workers=num_workers):
             if batch.bad and on_bad == "raise":
                 raise batch.bad[0][1]
             bad += [problem for _, problem in batch.bad]
+            notes += [{"path": refs[place].path, "note": words} for place, words in batch.notes]
             vectors.append(batch.vectors)
             ids += [refs[i].path for i in batch.indices]
             if progress is not None:
@@ -172,6 +206,8 @@ class Encoder:
             first = f", the first: {bad[0]}" if bad else ""
             raise DataError(f"no readable image in {', '.join(map(str, paths))} ({len(bad)} unreadable{first})")
         meta["bad"] = [{"path": problem.path, "reason": problem.reason} for problem in bad]
+        if notes:
+            meta["notes"] = notes
         return Embeddings(vectors=np.concatenate(vectors), ids=ids, fingerprint=self.fingerprint, meta=meta)
 
     def stream(
@@ -184,17 +220,19 @@ class Encoder:
         """
         batches = load_batches(
             refs,
-            self.preprocess.load_image,
+            self.load_image,
             batch_size=batch_size,
             num_workers=num_workers,
             isolated=True,
-            also=GpuJpegs(self.preprocess, str(self.device)) if self.gpu_decode else None,
+            also=GpuJpegs(self.preprocess, str(self.device), tolerant=self._tolerant) if self.gpu_decode else None,
         )
         for batch in batches:
             start = time.perf_counter()
             vectors = self.embed_arrays(batch.images)
             seconds = time.perf_counter() - start
-            yield EmbeddedBatch(batch.indices, vectors, batch.bad, batch.decode_seconds, seconds, batch.image_sizes)
+            yield EmbeddedBatch(
+                batch.indices, vectors, batch.bad, batch.decode_seconds, seconds, batch.image_sizes, batch.notes
+            )
 
     def embed_arrays(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Vectors of preprocessed images.
@@ -248,6 +286,8 @@ def load(
     pool: str | None = None,
     speed: str = "exact",
     gpu_decode: bool = False,
+    depth: str | None = None,
+    tolerant: bool = False,
 ) -> Encoder:
     """The encoder that a name means; without a name the workspace's own.
 
@@ -259,19 +299,24 @@ def load(
         pool: cls, mean or cls+mean, instead of the model's own choice.
         speed: exact, half (16 bits), tome:R (each block merges R tokens) or half+tome:R.
         gpu_decode: Let a CUDA device decode large JPEGs too, beside the processor.
+        depth: What is white in images of more than 8 bits, instead of the model's own choice (``data.depth``).
+        tolerant: Take what is there of truncated images, with a note.
 
     Raises:
-        ConfigError: If ``device``, ``pool`` or ``speed`` is unknown, or there is no CUDA device for ``gpu_decode``.
+        ConfigError: If ``depth``, ``device``, ``pool`` or ``speed`` is unknown, or there is no CUDA device for
+            ``gpu_decode``.
         ModelError: If there is no usable model there.
         VitembedError: Without ``model``, if there is no workspace.
     """
     from vitembed.model.opening import open_model
 
     chosen = resolve_device(device)
+    if depth is not None and depth not in DEPTHS:
+        raise ConfigError(f"unknown depth {depth!r}: expected one of {', '.join(DEPTHS)}")
     opened = open_model(model)
     return Encoder(
         opened.vit,
-        opened.preprocess,
+        opened.preprocess if depth is None else replace(opened.preprocess, depth=depth),
         pool=pool or opened.pool,
         name=opened.name,
         device=chosen,
@@ -280,4 +325,5 @@ def load(
         speed=speed,
         reference=opened.reference,
         gpu_decode=gpu_decode,
+        tolerant=tolerant,
     )

@@ -6,14 +6,16 @@ No torch here: ``config.json`` says what a folder holds, and whoever reads the w
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from vitembed.atomic import atomic_folder, link_or_copy
-from vitembed.errors import printable
-from vitembed.model.folder import MODEL_FILES
+from vitembed.errors import VitembedError, printable
+from vitembed.model.folder import CONFIG_FILE, MODEL_FILES
 from vitembed.model.late import stated_fingerprint
 from vitembed.workspace import Workspace
 
@@ -40,27 +42,48 @@ def named_model(name: str, workspace: Workspace) -> Path | None:
     return None
 
 
-def model_with(fingerprint: str, workspace: Workspace, *, speed: str = "exact") -> Path | None:
+def model_with(
+    fingerprint: str, workspace: Workspace, *, speed: str = "exact", depth: str | None = None
+) -> Path | None:
     """The workspace's model folder with this fingerprint: the model in place, a named or kept one, or a run's best.
 
     Args:
         fingerprint: As a collection or probe records it.
         workspace: Where to look.
         speed: At which the vectors were made.
+        depth: With which the images were decoded; None: the model's own.
     """
     folders = [workspace.model_dir, *workspace.named_models()]
     folders += sorted(workspace.runs_dir.glob("*/best/"))
-    return next((folder for folder in folders if has_fingerprint(folder, fingerprint, speed)), None)
+    return next((folder for folder in folders if has_fingerprint(folder, fingerprint, speed, depth)), None)
 
 
-def has_fingerprint(folder: Path, fingerprint: str, speed: str = "exact") -> bool:
-    """Whether a model folder says that its encoder has this fingerprint at that speed."""
+def has_fingerprint(folder: Path, fingerprint: str, speed: str = "exact", depth: str | None = None) -> bool:
+    """Whether the encoder of a model folder has this fingerprint at that speed and depth.
+
+    Its ``config.json`` says so, and the weights are read only for another depth than the model's own.
+    """
     stated = stated_fingerprint(folder)
+    if stated is not None and depth is not None:
+        stated = _at_depth(folder, stated, depth)
     if stated is None or speed == "exact":
         return stated is not None and stated == fingerprint
     from vitembed.model.speed import Speed
 
     return Speed.parse(speed).mark(stated) == fingerprint
+
+
+def _at_depth(folder: Path, stated: str, depth: str) -> str | None:
+    with contextlib.suppress(OSError, ValueError, AttributeError, RecursionError):
+        preprocess = json.loads((folder / CONFIG_FILE).read_bytes()).get("preprocess")
+        if isinstance(preprocess, dict) and preprocess.get("depth", "full") == depth:
+            return stated
+    from vitembed.model.checkpoint import fingerprint, read_model
+
+    with contextlib.suppress(VitembedError):
+        saved = read_model(folder)
+        return fingerprint(saved.vit.state_dict(), saved.vit.config, replace(saved.preprocess, depth=depth), saved.pool)
+    return None
 
 
 def free_name(folder: Path) -> Path:

@@ -129,7 +129,9 @@ def fit(
         config,
         cache,
         run_dir,
-        preprocess=adaptation.preprocess if adaptation else Preprocess(img_size=config.model.img_size),
+        preprocess=adaptation.preprocess
+        if adaptation
+        else Preprocess(img_size=config.model.img_size, depth=config.data.depth),
         labelled=facts.labelled,
         whiten=whiten_share(config, parent),
         kin=None if adaptation is None else adaptation.kin,

@@ -55,7 +55,9 @@ class PretrainModule(TrainingModule):
         self.average = Ema(vit) if config.optim.export_ema > 0 else None
         self.adaptation = adaptation
         # What the encoder's preprocessing will apply again when it embeds.
-        preprocess = adaptation.preprocess if adaptation else Preprocess(img_size=config.model.img_size)
+        preprocess = (
+            adaptation.preprocess if adaptation else Preprocess(img_size=config.model.img_size, depth=config.data.depth)
+        )
         self.register_buffer("mean", torch.tensor(preprocess.mean).reshape(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(preprocess.std).reshape(1, -1, 1, 1), persistent=False)
 

@@ -9,13 +9,13 @@ import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitembed.atomic import make_folders
 from vitembed.config import PretrainConfig, to_dict
 from vitembed.errors import BadImage, ConfigError, DataError
-from vitembed.images.cache import ImageCache
 from vitembed.images.ignored import log_passed_over
 from vitembed.images.preprocess import Preprocess
 from vitembed.images.source import ImageListing, ImageRef, find_images
@@ -260,7 +260,15 @@ def _run(
         from vitembed.pretrain.keep.checkpoint_io import find_checkpoint
 
         checkpoint = find_checkpoint(run_dir)
-    cache, place = _decode(listing.refs, config, workspace, progress, alone=devices * num_nodes == 1)
+    decode = partial(
+        decode_once,
+        config=config.data,
+        workspace=workspace,
+        progress=progress,
+        size=config.cache_size,
+        preprocess=None if parent is None else parent.preprocess,
+    )
+    cache, place = decode(listing.refs, alone=devices * num_nodes == 1)
     bad = sorted([*listing.bad, *cache.bad], key=lambda problem: os.fsencode(problem.path))
     if len(cache.refs) < MIN_IMAGES:
         raise DataError(
@@ -292,7 +300,7 @@ def _run(
         return team.training({**plan, **facts}, run_dir, local_world_size=devices)
 
     share = Share(0, devices, num_nodes, team.process.launcher, others)
-    preprocess = Preprocess(img_size=config.model.img_size)
+    preprocess = Preprocess(img_size=config.model.img_size, depth=config.data.depth)
     about = gather_facts(
         config,
         cache,
@@ -301,7 +309,7 @@ def _run(
         bad=bad,
         model_dir=model_dir,
         preprocess=preprocess if parent is None else replace(parent.preprocess, img_size=config.model.img_size),
-        decode=lambda refs: _decode(refs, config, workspace, progress, alone=True)[0],
+        decode=lambda refs: decode(refs, alone=True)[0],
     )
     outcome = fit(
         config,
@@ -389,9 +397,3 @@ def _resolve_config(
     for reason in choice.reasons:
         log.info("auto: %s", reason)
     return load_config(PretrainConfig, choice.recipe, settings, chosen=choice.overrides)
-
-
-def _decode(
-    refs: Sequence[ImageRef], config: PretrainConfig, workspace: Workspace, progress: bool, *, alone: bool
-) -> tuple[ImageCache, str]:
-    return decode_once(refs, config.data, workspace, progress, size=config.cache_size, alone=alone)

@@ -43,9 +43,7 @@ def tokens_of(
         raise ConfigError(f"an attentive probe needs patch tokens, which {encoder.name} does not give")
     found: np.ndarray | None = None
     done = 0
-    for batch in load_batches(
-        refs, encoder.preprocess.load_image, batch_size=batch_size, num_workers=num_workers, isolated=True
-    ):
+    for batch in load_batches(refs, encoder.load_image, batch_size=batch_size, num_workers=num_workers, isolated=True):
         if batch.bad:
             raise batch.bad[0][1]
         pixels = torch.from_numpy(np.ascontiguousarray(batch.images)).to(encoder.device)

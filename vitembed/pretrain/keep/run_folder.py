@@ -41,6 +41,7 @@ _FREE_SETTINGS = (
     "monitor",
     "data.num_workers:",
     "data.cache:",
+    *(f"data.{name}: None " for name in ("depth", "tolerant")),  # of runs from before there was a choice
 )
 
 

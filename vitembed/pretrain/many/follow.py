@@ -12,7 +12,9 @@ from vitembed.config import PretrainConfig
 from vitembed.errors import DataError
 from vitembed.images.cache import ImageCache
 from vitembed.images.cache_place import open_cache
+from vitembed.images.decode import DecodeOptions
 from vitembed.images.source import ImageRef, find_images
+from vitembed.pretrain.decoding import decode_options
 from vitembed.pretrain.keep.image_list import read_image_list
 from vitembed.pretrain.keep.run_folder import data_key
 from vitembed.pretrain.many.processes import Process, Share
@@ -40,8 +42,9 @@ def train_by_plan(plan: dict[str, Any], process: Process | None = None) -> None:
     if data_key(refs) != plan["data_key"]:
         raise DataError("the images are not the same on every process: all need the same files under the same paths")
     workspace = Workspace(Path(plan["workspace"]))
-    cache = _shared_cache(plan["cache"], refs, config, workspace)
     parent = None if plan["model"] is None else read_parent(plan["model"], workspace)
+    options = decode_options(config.data, None if parent is None else parent.preprocess)
+    cache = _shared_cache(plan["cache"], refs, config, workspace, options)
     run_dir = Path(plan["run_dir"])
     rank, launcher = (int(os.environ["LOCAL_RANK"]), "") if process is None else (process.rank, process.launcher)
 
@@ -59,8 +62,16 @@ def train_by_plan(plan: dict[str, Any], process: Process | None = None) -> None:
     )
 
 
-def _shared_cache(place: str, refs: Sequence[ImageRef], config: PretrainConfig, workspace: Workspace) -> ImageCache:
+def _shared_cache(
+    place: str, refs: Sequence[ImageRef], config: PretrainConfig, workspace: Workspace, options: DecodeOptions
+) -> ImageCache:
     """The cache that the first process has built."""
     return open_cache(
-        place, refs, workspace.cache_dir, size=config.cache_size, num_workers=config.data.num_workers, progress=None
+        place,
+        refs,
+        workspace.cache_dir,
+        size=config.cache_size,
+        options=options,
+        num_workers=config.data.num_workers,
+        progress=None,
     )

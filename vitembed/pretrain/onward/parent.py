@@ -116,6 +116,8 @@ def continued_config(
     # Public models often see smaller images than their positions are for (DINOv2: 224 and 518 px).
     architecture["img_size"] = parent.preprocess.img_size
     settings += [f"model.{key}={value}" for key, value in architecture.items() if f"model.{key}" not in given]
+    if "data.depth" not in given:
+        settings.append(f"data.depth={parent.preprocess.depth}")
     if config is None:
         settings += _length(given)
     if small:
@@ -129,6 +131,11 @@ def continued_config(
         raise ConfigError(
             f"adapt.parent asks for the model with fingerprint {resolved.adapt.parent}, "
             f"--model has {parent.fingerprint}"
+        )
+    if resolved.data.depth != parent.preprocess.depth:
+        raise ConfigError(
+            f"data.depth is {resolved.data.depth}, the model reads images with depth {parent.preprocess.depth}: "
+            "leave it out, or start from nothing"
         )
     if resolved.adapt.mode != "full" and resolved.adapt.num_blocks > parent.vit.config.depth:
         raise ConfigError(

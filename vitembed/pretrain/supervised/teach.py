@@ -72,7 +72,13 @@ def teach(
     number_of[known] = np.arange(len(known))
     rows = np.concatenate([sides.train, sides.validation])
     cache, _ = decode_once(
-        [refs[row] for row in rows.tolist()], config.data, workspace, progress, size=config.cache_size, alone=True
+        [refs[row] for row in rows.tolist()],
+        config.data,
+        workspace,
+        progress,
+        size=config.cache_size,
+        alone=True,
+        preprocess=parent.preprocess,
     )
     if cache.bad:
         raise DataError(f"{cache.bad[0]}: it could be read a moment ago; repeat the command")
