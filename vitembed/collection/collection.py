@@ -25,6 +25,7 @@ from vitembed.collection.update import (
     record_plan,
     report_plan,
 )
+from vitembed.config.ranges import BATCH_SIZE, NUM_WORKERS, check_numbers
 from vitembed.embeddings import Embeddings
 from vitembed.errors import BadImage, CollectionError, DataError, MismatchError, printable
 from vitembed.images.source import walk
@@ -150,11 +151,13 @@ class Collection(Readable):
             progress: Called after each batch.
 
         Raises:
+            ConfigError: If ``batch_size`` or ``num_workers`` is out of range.
             MismatchError: If the encoder is another one.
             CollectionError: If another process is writing.
             DataError: If an input does not exist.
         """
         start = time.perf_counter()
+        check_numbers(batch_size=(batch_size, BATCH_SIZE), num_workers=(num_workers, NUM_WORKERS))
         self._refuse_others(encoder.fingerprint, encoder.embed_dim)
         with exclusive(self.directory / LOCK_FILE, CollectionError, announce=False):
             pass  # another writer is met before the folders are walked, not after
