@@ -104,6 +104,8 @@ class ViTConfig:
         for name, values in _CHOICES.items():
             if getattr(self, name) not in values:
                 raise ConfigError(f"{name} must be one of {', '.join(values)}, got {getattr(self, name)!r}")
+        if self.pos_embed == "sincos2d" and self.embed_dim % 4:
+            raise ConfigError(f"sine-cosine positions need an embed_dim that is a multiple of 4, got {self.embed_dim}")
         if self.pos_embed == "rope" and (self.embed_dim // self.num_heads) % 4:
             raise ConfigError(
                 f"rotary positions need heads whose width is a multiple of 4, got {self.embed_dim // self.num_heads}"

@@ -24,6 +24,7 @@ from torch import Tensor
 from vitembed.config import ViTConfig, to_dict
 from vitembed.errors import ConfigError, ModelError
 from vitembed.images.preprocess import Preprocess
+from vitembed.model.source_preprocess import refuse_channels
 from vitembed.model.timm_encoder import TimmConfig
 from vitembed.model.vit import VisionTransformer
 
@@ -141,6 +142,7 @@ def read_model(directory: str | Path) -> SavedModel:
         pool, stored = str(config["pool"]), str(config["fingerprint"])
     except (KeyError, TypeError, ConfigError) as error:
         raise ModelError(f"{directory / CONFIG_FILE} is damaged: {error}") from error
+    refuse_channels(vit_config.in_chans, str(directory))
     try:
         weights = load_file(directory / WEIGHTS_FILE)
     except (OSError, SafetensorError, ValueError) as error:
