@@ -160,8 +160,8 @@ class ObjectiveConfig:
         num_heads = max(1, self.decoder_dim // 32)  # as pretrain/decoder.py has them
         if self.decoder_dim % 4 or self.decoder_dim % num_heads:
             problems.append(
-                f"objective.decoder_dim must be a multiple of 4 and, from 64 on, of its heads (one per 32), such as 32, "
-                f"64, 96 or 128, got {self.decoder_dim}"
+                f"objective.decoder_dim must be a multiple of 4 and, from 64 on, of its heads (one per 32), such as "
+                f"32, 64, 96 or 128, got {self.decoder_dim}"
             )
         if self.spread not in SPREADS:
             problems.append(f"objective.spread must be one of {', '.join(SPREADS)}, got {self.spread!r}")

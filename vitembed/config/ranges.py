@@ -198,7 +198,8 @@ def out_of_range(config: Any, section: str = "") -> list[str]:
         section: What stands before the names of its fields, such as ``optim.``.
     """
     problems = []
-    for name, allowed in RANGES[type(config).__name__].items():
+    ranges = next(RANGES[kind.__name__] for kind in type(config).__mro__ if kind.__name__ in RANGES)
+    for name, allowed in ranges.items():
         value = getattr(config, name)
         numbers = value if isinstance(value, (tuple, list)) else () if value is None else (value,)
         if any(number not in allowed for number in numbers):

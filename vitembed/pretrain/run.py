@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
@@ -19,13 +18,14 @@ from vitembed.images.preprocess import Preprocess
 from vitembed.images.source import ImageListing, ImageRef, find_images
 from vitembed.lock import exclusive
 from vitembed.pretrain.decoding import decode_once
-from vitembed.pretrain.keep.files import BEST_DIR, LOCK_FILE, REPORT_FILE, RUN_FILE
+from vitembed.pretrain.keep.files import BEST_DIR, LOCK_FILE, REPORT_FILE
 from vitembed.pretrain.keep.run_folder import (
     batch_of_interrupted,
     data_key,
     export_to,
     one_line_when_full,
     prepare_run,
+    read_state,
     sweep,
     write_state,
 )
@@ -206,7 +206,7 @@ def _run(
     resume = prepare_run(run_dir, model_dir, config, listing.refs, fresh=fresh, world_size=devices * num_nodes)
     if resume == "complete":
         log.info("run %s is complete already: its model is %s (--fresh trains anew)", run_dir.name, model_dir)
-        state = json.loads((run_dir / RUN_FILE).read_text(encoding="utf-8"))
+        state = read_state(run_dir, metrics=dict)
         return PretrainResult(
             model_dir=model_dir,
             run_dir=run_dir,
@@ -283,7 +283,7 @@ def _run(
                 save_model(model_dir, outcome.vit, preprocess, provenance=facts)
             else:
                 save_continued(model_dir, outcome.vit, parent, outcome.decision, facts)
-        state = json.loads((run_dir / RUN_FILE).read_text(encoding="utf-8"))
+        state = read_state(run_dir)
         ended = {"status": "complete", "num_images": len(cache.refs), "num_steps": outcome.num_steps}
         ended["monitor"] = outcome.monitor
         if outcome.decision is not None:

@@ -14,11 +14,12 @@ from typing import Any
 from vitembed import __version__
 from vitembed.atomic import atomic_path
 from vitembed.config import FinetuneConfig, PretrainConfig, to_dict
-from vitembed.errors import ConfigError, TrainingError, printable
+from vitembed.errors import ConfigError, DamagedFile, TrainingError, printable
 from vitembed.images.source import ImageRef
 from vitembed.pretrain.keep.disk import is_disk_full
 from vitembed.pretrain.keep.files import CHECKPOINT_FILE, LEFTOVERS, PREVIOUS_FILE, RUN_FILE
 from vitembed.recipes import differences
+from vitembed.seal import read_document
 
 # Settings that change how a run is carried out, not what comes out of it: they may differ when it is resumed.
 _FREE_SETTINGS = (
@@ -52,9 +53,8 @@ def prepare_run(
         labels: What else belongs to the data: a run on the same images with other labels is another run.
     """
     settings, key = to_dict(config), data_key(refs, labels)
-    path = run_dir / RUN_FILE
-    if path.is_file() and not fresh:
-        old = json.loads(path.read_text(encoding="utf-8"))
+    if (run_dir / RUN_FILE).exists() and not fresh:
+        old = read_state(run_dir)
         changed = [line for line in differences(old["config"], settings) if not line.startswith(_FREE_SETTINGS)]
         if old["data_key"] != key:
             what = "their files or labels" if labels else "their files"
@@ -77,6 +77,8 @@ def prepare_run(
                 shutil.rmtree(leftover, ignore_errors=True)
             else:
                 leftover.unlink(missing_ok=True)
+    if (run_dir / RUN_FILE).is_dir():  # nothing of ours
+        raise DamagedFile(f"{printable(run_dir / RUN_FILE)} is a folder: move it away")
     state = {"status": "running", "config": settings, "data_key": key, "num_images": len(refs)}
     write_state(run_dir, {**state, "world_size": world_size})
     return "new"
@@ -84,10 +86,9 @@ def prepare_run(
 
 def batch_of_interrupted(run_dir: Path) -> int | None:
     """Images per step of the run that was interrupted here, if one was."""
-    path = run_dir / RUN_FILE
-    if not path.is_file():
+    if not (run_dir / RUN_FILE).exists():
         return None
-    state = json.loads(path.read_text(encoding="utf-8"))
+    state = read_state(run_dir)
     return int(state["config"]["optim"]["batch_size"]) if state["status"] == "running" else None
 
 
@@ -129,6 +130,31 @@ def write_state(run_dir: Path, state: dict[str, Any]) -> None:
     """Replace ``run.json``."""
     with atomic_path(run_dir / RUN_FILE) as path:
         path.write_text(json.dumps({"vitembed_version": __version__, **state}, indent=2) + "\n", encoding="utf-8")
+
+
+def read_state(run_dir: Path, **needs: type) -> dict[str, Any]:
+    """What ``write_state`` wrote last.
+
+    Args:
+        run_dir: The folder.
+        **needs: What it must hold besides, and of which type.
+
+    Raises:
+        DamagedFile: If it is no longer that.
+    """
+    path, number = run_dir / RUN_FILE, (int, float)
+    advice = (
+        f"train again with --fresh, which clears {printable(run_dir)} (with its {CHECKPOINT_FILE}; the model "
+        "stays until the new one is complete)"
+    )
+    always = {"status": str, "config": dict, "data_key": str, "num_images": int}
+    state: dict[str, Any] = read_document(path, needs={**always, **needs}, advice=advice)
+    if state["status"] == "complete":
+        read_document(path, needs={"num_steps": int, "seconds": number}, advice=advice)
+    optim = state["config"].get("optim")
+    if not isinstance(optim, dict) or not isinstance(optim.get("batch_size"), int):
+        raise DamagedFile(f"{printable(path)} is damaged (its settings are not those of a run): {advice}")
+    return state
 
 
 def data_key(refs: Sequence[ImageRef], labels: Sequence[str] = ()) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
@@ -14,8 +13,8 @@ from vitembed import __version__
 from vitembed.config import FinetuneConfig, to_dict
 from vitembed.errors import BadImage, ConfigError, DataError, ModelError
 from vitembed.lock import exclusive
-from vitembed.pretrain.keep.files import FROZEN_FILE, LOCK_FILE, RUN_FILE
-from vitembed.pretrain.keep.run_folder import export_to, one_line_when_full, prepare_run, sweep, write_state
+from vitembed.pretrain.keep.files import FROZEN_FILE, LOCK_FILE
+from vitembed.pretrain.keep.run_folder import export_to, one_line_when_full, prepare_run, read_state, sweep, write_state
 from vitembed.pretrain.many.processes import current_process
 from vitembed.pretrain.onward.parent import read_parent, refuse_own_place
 from vitembed.pretrain.supervised.result import FinetuneResult
@@ -135,7 +134,7 @@ def _run(
     probe_file = model_dir / PROBE_FILE
     if resume == "complete":
         log.info("run %s is complete already: its model is %s (--fresh trains anew)", run_dir.name, model_dir)
-        state = json.loads((run_dir / RUN_FILE).read_text(encoding="utf-8"))
+        state = read_state(run_dir, report=dict, bad=list)
         bad = [BadImage(each["path"], each["reason"]) for each in state["bad"]]
         counts = (state["num_steps"], state["seconds"])
         return FinetuneResult(model_dir, probe_file, run_dir, bad, *counts, True, state["report"])
@@ -190,7 +189,7 @@ def _run(
         "verdict": document["verdict"],
     }
     _export(model_dir, outcome, comparison, parent, config, facts, encoder_speed=str(encoder.speed), probe=probe)
-    state = json.loads((run_dir / RUN_FILE).read_text(encoding="utf-8"))
+    state = read_state(run_dir)
     state |= {"status": "complete", "num_images": report.num_images, "num_steps": outcome.num_steps}
     state["bad"] = [{"path": problem.path, "reason": problem.reason} for problem in found.bad]
     write_state(run_dir, {**state, "seconds": outcome.seconds, "report": document})
