@@ -22,11 +22,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vitembed.config import ViTConfig, to_dict
-from vitembed.errors import ConfigError, ModelError
+from vitembed.errors import ConfigError, DamagedFile, ModelError
 from vitembed.images.preprocess import Preprocess
 from vitembed.model.source_preprocess import refuse_channels
 from vitembed.model.timm_encoder import TimmConfig
 from vitembed.model.vit import VisionTransformer
+from vitembed.seal import read_document
 
 FORMAT_VERSION = 1
 WEIGHTS_FILE = "encoder.safetensors"
@@ -177,10 +178,10 @@ def _read_config(directory: Path) -> dict[str, Any]:
             "as `vitembed pretrain` writes it"
         )
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"cannot read {path}: {error}") from error
-    if not isinstance(config, dict) or config.get("format") != "vitembed-encoder":
+        config: dict[str, Any] = read_document(path, advice="copy or train the model again")
+    except DamagedFile as error:
+        raise ModelError(str(error)) from error
+    if config.get("format") != "vitembed-encoder":
         raise ModelError(f"{path} does not describe a vitembed encoder")
     if not isinstance(config.get("format_version"), int) or config["format_version"] > FORMAT_VERSION:
         raise ModelError(
