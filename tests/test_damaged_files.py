@@ -55,8 +55,9 @@ def app():
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, app):
-    """A workspace with everything in it."""
-    root = tmp_path_factory.mktemp("whole")
+    """A workspace with everything in it, and a copy of it: a run knows its images by their paths."""
+    root = tmp_path_factory.mktemp("whole") / "work"
+    root.mkdir()
     rng = np.random.default_rng(0)
     for kind, colour in (("a", 40), ("b", 200)):
         (root / "photos" / kind).mkdir(parents=True)
@@ -69,19 +70,20 @@ def whole(tmp_path_factory, app):
         for command in (PRETRAIN, INDEX, FRESH, KNOWN, ["probe", "photos", "--save", "probe.safetensors"]):
             result = CliRunner().invoke(app, command)
             assert result.exit_code == 0, (command, result.output)
+    shutil.copytree(root, root.with_name("kept"))
     return root
 
 
 @pytest.fixture
-def workspace(whole, tmp_path, monkeypatch):
-    root = tmp_path / "copy"
+def workspace(whole, monkeypatch):
     monkeypatch.delenv("VITEMBED_WORKSPACE", raising=False)
 
     def fresh():
-        shutil.rmtree(root, ignore_errors=True)
-        shutil.copytree(whole, root)
-        monkeypatch.chdir(root)
-        return root
+        monkeypatch.chdir(whole.parent)
+        shutil.rmtree(whole)
+        shutil.copytree(whole.with_name("kept"), whole)
+        monkeypatch.chdir(whole)
+        return whole
 
     return fresh
 
@@ -151,6 +153,15 @@ def test_damaged_files_of_an_interrupted_run(turn, app, workspace):
         for path in paths:
             damage(path, way)
         check(app, PRETRAIN, paths[0], way)
+
+
+def test_an_interrupted_run_is_resumed_where_nothing_is_damaged(app, workspace):
+    root = workspace()
+    state = root / ".vitembed/runs/model/run.json"
+    state.write_text(json.dumps({**json.loads(state.read_text()), "status": "running"}))
+    shutil.rmtree(root / ".vitembed/model")
+    result = CliRunner().invoke(app, PRETRAIN)
+    assert result.exit_code == 0, result.output
 
 
 def test_a_damaged_run_can_be_started_again(app, workspace):
