@@ -21,7 +21,7 @@ class DataError(VitembedError):
     """Input that holds nothing usable: no images, no labels, a vector file that is not one."""
 
 
-class DamagedFile(VitembedError):
+class DamagedFile(DataError):
     """A file that this program wrote and that is no longer as it was written."""
 
 
