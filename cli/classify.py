@@ -11,7 +11,7 @@ import typer
 from vitembed.errors import printable
 
 from .encoders import encoder_of_probe
-from .options import Images, JsonOption, ModelOption, ReportOption, StrictOption, WorkspaceOption
+from .options import Images, JsonOption, ModelOption, ReportOption, StrictOption, WorkspaceOption, finite
 from .output import finish, note, progress_bar, say, say_csv, say_json, shown
 
 if TYPE_CHECKING:
@@ -25,7 +25,12 @@ def classify(
     threshold: Annotated[
         float | None,
         typer.Option(
-            "--threshold", min=0.0, max=1.0, metavar="P", help="Abstain below this probability. [default: the probe's]"
+            "--threshold",
+            min=0.0,
+            max=1.0,
+            callback=finite,
+            metavar="P",
+            help="Abstain below this probability. [default: the probe's]",
         ),
     ] = None,
     csv: Annotated[bool, typer.Option("--csv", help="Print CSV: path,label,probability,guess.")] = False,

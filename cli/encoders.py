@@ -135,7 +135,7 @@ def index_encoder(
     from vitembed.model.late import LateEncoder, noted_fingerprint, stated_fingerprint
 
     named, at, dim, made_by, asked, lost = model, speed or "exact", 0, None, depth, None
-    decoding = {"gpu_decode": gpu_decode, "tolerant": tolerant}
+    decoding: dict[str, Any] = {"gpu_decode": gpu_decode, "tolerant": tolerant}
     if not rebuild:
         with suppress(VitembedError):  # no index yet, or an unreadable one: what follows says so
             place = find_workspace(workspace)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vitembed.config.ranges import SEED
+
 from .options import JsonOption, ReportOption, StrictOption, WorkspaceOption, seconds_of, split_settings
 from .output import (
     EXIT_INTERRUPTED,
@@ -64,7 +66,8 @@ def finetune(
         str | None, typer.Option(metavar="TIME", help="End in this time at the latest, such as 30s, 20m or 2h.")
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(min=0, metavar="N", help="Decides the split and all that is random. [default: 0]")
+        int | None,
+        typer.Option(min=0, max=SEED.high, metavar="N", help="Decides the split and all that is random. [default: 0]"),
     ] = None,
     test_share: Annotated[
         float | None, typer.Option(metavar="SHARE", help="How much of each class is tested. [default: 0.25]")

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vitembed.config.ranges import BATCH_SIZE
+
 from .encoders import model_path
 from .options import JsonOption, WorkspaceOption
 from .output import note, say_facts, say_json, say_table, shown
@@ -39,7 +41,8 @@ def info(
         typer.Option("--patch-size", metavar="PX,...", help="Table of costs: with patches of these sizes."),
     ] = None,
     batch_size: Annotated[
-        int, typer.Option("--batch-size", min=1, metavar="N", help="Images at a time, for the memory.")
+        int,
+        typer.Option("--batch-size", min=1, max=BATCH_SIZE.high, metavar="N", help="Images at a time, for the memory."),
     ] = 64,
     json: JsonOption = False,
     workspace: WorkspaceOption = None,

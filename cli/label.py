@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from vitembed.config.ranges import SEED
 from vitembed.errors import DataError, VitembedError
 from vitembed.workspace import WORKSPACE_DIR, find_workspace
 
@@ -68,7 +69,8 @@ def label(
         typer.Option("--graphics", metavar="KIND", help="How a terminal draws: auto, kitty, iterm, sixel or blocks."),
     ] = "auto",
     seed: Annotated[
-        int | None, typer.Option("--seed", min=0, metavar="N", help="Decides which images are drawn at random.")
+        int | None,
+        typer.Option("--seed", min=0, max=SEED.high, metavar="N", help="Decides which images are drawn at random."),
     ] = None,
     model: ModelOption = None,
     json: JsonOption = False,

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from .options import LabelsOption, WorkspaceOption, name_labels
+from .options import LabelsOption, WorkspaceOption, finite, name_labels
 from .output import note, progress_bar, say_facts, shown
 
 
@@ -29,7 +29,14 @@ def map(
     ] = 20_000,
     max_mb: Annotated[
         float,
-        typer.Option("--max-mb", min=0.1, max=1e6, metavar="MB", help="About how large the pictures may be in all."),
+        typer.Option(
+            "--max-mb",
+            min=0.1,
+            max=1e6,
+            callback=finite,
+            metavar="MB",
+            help="About how large the pictures may be in all.",
+        ),
     ] = 20.0,
     workspace: WorkspaceOption = None,
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from vitembed.config.ranges import SECONDS
 
 if TYPE_CHECKING:
     from vitembed.collection.collection import Collection
@@ -116,6 +119,17 @@ def name_labels(collection: Collection, file: Path | None) -> None:
         collection.use_labels(read_labels(file))
 
 
+def finite(value: float | None) -> float | None:
+    """Refuse NaN and infinities, which lie within any ``min`` and ``max`` of an option.
+
+    Raises:
+        typer.BadParameter: If it is such a number.
+    """
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a finite number")
+    return value
+
+
 def seconds_of(duration: str) -> float:
     """Seconds in ``30s``, ``20m``, ``2h`` or ``1h30m``.
 
@@ -124,6 +138,9 @@ def seconds_of(duration: str) -> float:
     """
     parts = re.findall(r"([\d.]+)([smh])", duration) if _DURATION.fullmatch(duration) else []
     seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
-    if seconds <= 0:
-        raise typer.BadParameter(f"{duration!r} is not a time such as 30s, 20m or 2h", param_hint="--time-budget")
+    if not 0 < seconds <= SECONDS.high:
+        raise typer.BadParameter(
+            f"{duration!r} is not a time such as 30s, 20m or 2h (above 0 and up to {SECONDS.high / 3600:.0f}h)",
+            param_hint="--time-budget",
+        )
     return seconds

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vitembed.config.ranges import SEED
+
 from .encoders import open_encoder
 from .options import JsonOption, ModelOption, ReportOption, SpeedOption, StrictOption, TolerantOption, WorkspaceOption
 from .output import finish, note, progress_bar, say, say_json, say_table, shown
@@ -39,7 +41,7 @@ def probe(
         ),
     ] = False,
     seed: Annotated[
-        int, typer.Option("--seed", min=0, metavar="N", help="Decides the split and all that is random.")
+        int, typer.Option("--seed", min=0, max=SEED.high, metavar="N", help="Decides the split and all that is random.")
     ] = 0,
     test_share: Annotated[
         float, typer.Option("--test-share", metavar="SHARE", help="How much of each class is tested.")
@@ -48,7 +50,8 @@ def probe(
         bool, typer.Option("--group-copies", help="Keep near duplicates on one side of the split.")
     ] = False,
     few_shot: Annotated[
-        int, typer.Option("--few-shot", min=0, metavar="DRAWS", help="Draws behind the few-shot curve; 0: none.")
+        int,
+        typer.Option("--few-shot", min=0, max=1000, metavar="DRAWS", help="Draws behind the few-shot curve; 0: none."),
     ] = 5,
     attentive: Annotated[
         bool, typer.Option("--attentive", help="Also an attentive probe, on all patch tokens: minutes, not seconds.")

@@ -36,12 +36,12 @@ def test_settings_reach_every_level_and_yaml_is_below_them(tmp_path):
         ("optim.max_steps=abc", "optim.max_steps: Value 'abc' of type 'str' could not be converted to Integer"),
         ("model.size=smal", "unknown model size 'smal': expected one of nano, tiny, small, base, large, huge"),
         ("model.img_size=60", "img_size 60 must be a multiple of patch_size 16"),
-        ("objective.mask_ratio=2", "objective.mask_ratio must lie in 0..1"),
+        ("objective.mask_ratio=2", "objective.mask_ratio must be a number in 0..1 (1 excluded), got 2"),
         ("objective.num_views=1", "objective.spread 'coding_rate' compares views: num_views must be at least 2"),
         ("augment.crop_scale=[1]", "augment.crop_scale takes 2 numbers such as [0.3, 1.0], got [1.0]"),
         ("optim=3", "Merge error"),
         ("nonsense", "setting 'nonsense' is not of the form key=value"),
-        ("time_budget_seconds=-1", "time_budget_seconds must be positive"),
+        ("time_budget_seconds=-1", "time_budget_seconds must be a number in 0..1e+09 (0 excluded), got -1"),
     ],
 )
 def test_a_mistake_is_one_line_with_the_full_name(setting, message):

@@ -22,6 +22,10 @@ class DataError(VitembedError):
     """Input that holds nothing usable: no images, no labels, a vector file that is not one."""
 
 
+class DamagedFile(DataError):
+    """A file that this program wrote and that is no longer as it was written."""
+
+
 class ModelError(VitembedError):
     """A model folder or weights file that cannot be used."""
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vitembed.config import AUGMENT_PRESETS, AugmentConfig, FinetuneConfig, to_dict
+from vitembed.config.ranges import RANGES, Range
 from vitembed.errors import ConfigError
 
 C = TypeVar("C")
@@ -73,8 +74,10 @@ def load_config(
             merged = OmegaConf.merge(merged, _augment_start(given), layer)
         values = OmegaConf.to_container(merged)
     except OmegaConfBaseException as error:
-        where = f"{error.full_key}: " if getattr(error, "full_key", None) else ""
-        raise ConfigError(f"{where}{str(error).splitlines()[0]}") from error
+        key = str(getattr(error, "full_key", None) or "")
+        allowed = _range_of(kind, key)
+        expected = f"; {key} must be {allowed}" if allowed is not None else ""
+        raise ConfigError(f"{f'{key}: ' if key else ''}{str(error).splitlines()[0]}{expected}") from error
     config: C = _build(kind, values)
     return config
 
@@ -132,6 +135,15 @@ def _flat_layers(layers: Sequence[Any]) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
     return {key: value for layer in layers for key, value in flat(OmegaConf.to_container(layer))}
+
+
+def _range_of(kind: Any, key: str) -> Range | None:
+    """The range of a numeric setting by its full key; none for another setting or key."""
+    first, _, rest = key.partition(".")
+    if rest:
+        section = next((known.default_factory for known in dataclasses.fields(kind) if known.name == first), None)
+        return _range_of(section, rest) if dataclasses.is_dataclass(section) else None
+    return RANGES[kind.__name__].get(first.partition("[")[0])
 
 
 def named_settings(source: str | Path | None, overrides: Sequence[str] = ()) -> dict[str, Any]:

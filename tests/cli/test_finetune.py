@@ -59,7 +59,7 @@ def test_json_is_one_document_also_of_a_run_that_was_complete(vitembed, workspac
         (["photos", "--time-budget", "soon"], 2, "not a time"),
         (["photos", "--html", "none/r.html"], 1, "there is no folder"),
         (["photos", "model.head=tree"], 1, "model.head must be one of"),
-        (["photos", "--test-share", "1.5"], 1, "split.test_share must lie between"),
+        (["photos", "--test-share", "1.5"], 1, "split.test_share must be"),
         (["photos", "--model", "nowhere"], 1, "nowhere"),
         (["photos", "--name", "model"], 1, "would replace"),
     ],

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from vitembed.errors import BadImage
+from vitembed.errors import BadImage, ConfigError
 from vitembed.images.loader import load_batches
 from vitembed.images.preprocess import Preprocess
 from vitembed.images.source import ImageRef, find_images
@@ -150,5 +150,5 @@ def test_decode_seconds_sums_the_workers():
     "wrong", [{"batch_size": 0}, {"batch_size": 1, "num_workers": -1}, {"batch_size": 1, "prefetch": 0}]
 )
 def test_impossible_settings_are_refused_at_once(wrong):
-    with pytest.raises(ValueError, match="must be at least"):
+    with pytest.raises(ConfigError, match="must be a whole number in"):
         load_batches(refs(1), numbered(), **wrong)

@@ -137,6 +137,6 @@ def test_no_model_says_what_is_expected(tmp_path, model_dir):
     with pytest.raises(ModelError, match="expected a folder with encoder.safetensors and config.json"):
         read_model(tmp_path / "nothing")
     (model_dir / "config.json").write_text("{")
-    with pytest.raises(ModelError, match="cannot read"):
+    with pytest.raises(ModelError, match="config.json is damaged .it is no JSON."):
         read_model(model_dir)
     shutil.rmtree(model_dir)

@@ -208,7 +208,7 @@ def test_drop_path_keeps_the_mean_and_is_off_in_evaluation():
     [
         ({"img_size": 60}, "img_size 60 must be a multiple of patch_size 8"),
         ({"num_heads": 5}, "embed_dim 64 must be a multiple of num_heads 5"),
-        ({"depth": 0}, "depth must be at least 1, got 0"),
+        ({"depth": 0}, "depth must be a whole number in 1..4096, got 0"),
     ],
 )
 def test_impossible_architectures_are_refused(settings, message):

@@ -38,6 +38,7 @@ from vitembed.collection.update import (
     record_plan,
     report_plan,
 )
+from vitembed.config.ranges import BATCH_SIZE, NUM_WORKERS, check_numbers
 from vitembed.embeddings import Embeddings
 from vitembed.errors import BadImage, CollectionError, DataError, MismatchError, printable
 from vitembed.images.source import absolute_path, missing_error, walk
@@ -179,11 +180,13 @@ class Collection(Readable):
             progress: Called after each batch.
 
         Raises:
+            ConfigError: If ``batch_size`` or ``num_workers`` is out of range.
             MismatchError: If the encoder is another one.
             CollectionError: If another process is writing.
             DataError: If no input exists and nothing is known of any, or one is neither a file nor a folder.
         """
         start = time.perf_counter()
+        check_numbers(batch_size=(batch_size, BATCH_SIZE), num_workers=(num_workers, NUM_WORKERS))
         self._refuse_others(encoder.fingerprint, encoder.embed_dim)
         left_out = 0
         with exclusive(self.directory / LOCK_FILE, CollectionError, announce=False):

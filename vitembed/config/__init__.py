@@ -9,6 +9,7 @@ from typing import Any
 from vitembed.config.architecture import PRESETS, ModelConfig, ViTConfig, preset
 from vitembed.config.finetuning import FinetuneConfig
 from vitembed.config.learning import AUGMENT_PRESETS, SPREADS, AugmentConfig, ObjectiveConfig
+from vitembed.config.ranges import out_of_range
 from vitembed.config.running import AdaptConfig, DataConfig, MonitorConfig, OptimConfig, TrainerConfig
 from vitembed.errors import ConfigError
 
@@ -50,8 +51,8 @@ class PretrainConfig:
     """Same seed, same images, same machine: same weights."""
 
     def __post_init__(self) -> None:
-        if self.time_budget_seconds is not None and self.time_budget_seconds <= 0:
-            raise ConfigError(f"time_budget_seconds must be positive, got {self.time_budget_seconds}")
+        if problems := out_of_range(self):
+            raise ConfigError("; ".join(problems))
         if self.model.img_size == self.model.patch_size and self.objective.mask_ratio > 0:
             raise ConfigError(
                 f"model.img_size {self.model.img_size} is one patch of model.patch_size {self.model.patch_size}: there "

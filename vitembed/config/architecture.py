@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from vitembed.config.ranges import out_of_range
 from vitembed.errors import ConfigError
 
 # Width, depth and heads of each size. nano is for CPU demos; the others are the sizes of DeiT / ViT / MAE.
@@ -84,6 +85,8 @@ class ViTConfig:
     """Stochastic depth of the last block; it rises linearly from 0."""
 
     def __post_init__(self) -> None:
+        if problems := out_of_range(self):
+            raise ConfigError("; ".join(problems))
         if self.img_size % self.patch_size:
             raise ConfigError(f"img_size {self.img_size} must be a multiple of patch_size {self.patch_size}")
         if self.stem == "conv":
@@ -98,12 +101,11 @@ class ViTConfig:
             raise ConfigError(f"stem must be patch or conv, got {self.stem!r}")
         if self.embed_dim % self.num_heads:
             raise ConfigError(f"embed_dim {self.embed_dim} must be a multiple of num_heads {self.num_heads}")
-        for name in ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "in_chans"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name, values in _CHOICES.items():
             if getattr(self, name) not in values:
                 raise ConfigError(f"{name} must be one of {', '.join(values)}, got {getattr(self, name)!r}")
+        if self.pos_embed == "sincos2d" and self.embed_dim % 4:
+            raise ConfigError(f"sine-cosine positions need an embed_dim that is a multiple of 4, got {self.embed_dim}")
         if self.pos_embed == "rope" and (self.embed_dim // self.num_heads) % 4:
             raise ConfigError(
                 f"rotary positions need heads whose width is a multiple of 4, got {self.embed_dim // self.num_heads}"
@@ -162,8 +164,8 @@ class ModelConfig:
     """How far the exported cls vector is whitened: 0 not at all, 1 fully. Learned from the images, without labels."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.whiten <= 1:
-            raise ConfigError(f"model.whiten must lie in 0..1, got {self.whiten}")
+        if problems := out_of_range(self, "model."):
+            raise ConfigError("; ".join(problems))
         if self.pos_embed not in ("learned", "sincos2d"):
             raise ConfigError(f"model.pos_embed must be learned or sincos2d, got {self.pos_embed!r}")
         self.vit()

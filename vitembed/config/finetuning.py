@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from vitembed.config.learning import AugmentConfig
+from vitembed.config.ranges import out_of_range
 from vitembed.config.running import DataConfig, OptimConfig, TrainerConfig
 from vitembed.errors import ConfigError
 
@@ -26,15 +27,11 @@ class TunedModelConfig:
     """Width of the MLP's hidden layer; none: that of the encoder."""
 
     def __post_init__(self) -> None:
-        problems = []
+        problems = out_of_range(self, "model.")
         if self.head not in HEADS:
             problems.append(f"model.head must be one of {', '.join(HEADS)}, got {self.head!r}")
         if self.head == "linear" and self.head_hidden_dim is not None:
             problems.append("model.head_hidden_dim is for model.head=mlp: a linear head has no hidden layer")
-        if self.head_hidden_dim is not None and self.head_hidden_dim < 1:
-            problems.append(f"model.head_hidden_dim must be at least 1, got {self.head_hidden_dim}")
-        if not 0 <= self.drop_path_rate < 1:
-            problems.append(f"model.drop_path_rate must lie in 0..1 (1 excluded), got {self.drop_path_rate}")
         if problems:
             raise ConfigError("; ".join(problems))
 
@@ -56,14 +53,7 @@ class LabelsConfig:
     """none, or balanced: each class counts the same, however many images it has."""
 
     def __post_init__(self) -> None:
-        problems = []
-        for name in ("mixup_alpha", "cutmix_alpha"):
-            if getattr(self, name) < 0:
-                problems.append(f"labels.{name} must not be negative, got {getattr(self, name)}")
-        if not 0 <= self.mix_prob <= 1:
-            problems.append(f"labels.mix_prob must lie in 0..1, got {self.mix_prob}")
-        if not 0 <= self.smoothing < 1:
-            problems.append(f"labels.smoothing must lie in 0..1 (1 excluded), got {self.smoothing}")
+        problems = out_of_range(self, "labels.")
         if self.class_weight not in CLASS_WEIGHTS:
             problems.append(f"labels.class_weight must be one of {', '.join(CLASS_WEIGHTS)}, got {self.class_weight!r}")
         if problems:
@@ -82,12 +72,7 @@ class SplitConfig:
     """Share of the training images that choose the epoch and are not learned from; 0: none, the last epoch is taken."""
 
     def __post_init__(self) -> None:
-        problems = []
-        if not 0 < self.test_share < 1:
-            problems.append(f"split.test_share must lie between 0 and 1, got {self.test_share}")
-        if not 0 <= self.validation_share < 1:
-            problems.append(f"split.validation_share must lie in 0..1 (1 excluded), got {self.validation_share}")
-        if problems:
+        if problems := out_of_range(self, "split."):
             raise ConfigError("; ".join(problems))
 
 
@@ -109,18 +94,6 @@ class TuneOptimConfig(OptimConfig):
     """Learning rate of each block over that of the next one (BEiT, arXiv:2106.08254)."""
     head_warmup_share: float = 0.1
     """Share of the run (20 steps at least) in which only the head learns (LP-FT, arXiv:2202.10054); 0: none."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        problems = []
-        if self.encoder_lr_scale <= 0:
-            problems.append(f"optim.encoder_lr_scale must be positive, got {self.encoder_lr_scale}")
-        if not 0 < self.layer_decay <= 1:
-            problems.append(f"optim.layer_decay must lie in 0..1 (0 excluded), got {self.layer_decay}")
-        if not 0 <= self.head_warmup_share < 1:
-            problems.append(f"optim.head_warmup_share must lie in 0..1 (1 excluded), got {self.head_warmup_share}")
-        if problems:
-            raise ConfigError("; ".join(problems))
 
 
 # Settings of sections that fine-tuning shares with pretraining and has no use for.
@@ -151,9 +124,7 @@ class FinetuneConfig:
     """Decides the split and all that is random. Same seed, same images, same machine: same weights."""
 
     def __post_init__(self) -> None:
-        problems = []
-        if self.time_budget_seconds is not None and self.time_budget_seconds <= 0:
-            problems.append(f"time_budget_seconds must be positive, got {self.time_budget_seconds}")
+        problems = out_of_range(self)
         for section, name in _WITHOUT_USE:
             given, default = (getattr(each, name) for each in (getattr(self, section), _SECTIONS[section]))
             if given != default:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from vitembed.config.ranges import out_of_range
 from vitembed.errors import ConfigError
 
 # Where the settings of AugmentConfig start; what a recipe or the user sets beside ``augment.preset`` goes before.
@@ -85,18 +86,13 @@ class AugmentConfig:
     """How often values above a half are inverted."""
 
     def __post_init__(self) -> None:
-        problems = []
+        problems = out_of_range(self, "augment.")
         if self.preset not in AUGMENT_PRESETS:
             problems.append(f"augment.preset must be one of {', '.join(AUGMENT_PRESETS)}, got {self.preset!r}")
-        for name in ("crop_scale", "local_crop_scale"):
+        for name in ("crop_scale", "local_crop_scale", "crop_ratio", "blur_sigma"):
             low, high = getattr(self, name)
-            if not 0 < low <= high <= 1:
-                problems.append(f"augment.{name} must rise within 0..1, got {(low, high)}")
-        if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
-            problems.append(f"augment.crop_ratio must rise and be positive, got {self.crop_ratio}")
-        for name in ("hflip_prob", "vflip_prob", "jitter_prob", "tint", "gray_prob", "blur_prob", "solarize_prob"):
-            if not 0 <= getattr(self, name) <= 1:
-                problems.append(f"augment.{name} must lie in 0..1, got {getattr(self, name)}")
+            if low > high:
+                problems.append(f"augment.{name} must rise, got {(low, high)}")
         if problems:
             raise ConfigError("; ".join(problems))
 
@@ -156,26 +152,25 @@ class ObjectiveConfig:
     """Blocks of the decoder."""
 
     def __post_init__(self) -> None:
-        problems = []
-        for name in ("mask_ratio", "local_mask_ratio"):
-            if not 0 <= getattr(self, name) < 1:
-                problems.append(f"objective.{name} must lie in 0..1 (1 excluded), got {getattr(self, name)}")
-        if self.num_views < 1:
-            problems.append(f"objective.num_views must be at least 1, got {self.num_views}")
-        if self.num_patch_views is not None and not 1 <= self.num_patch_views <= self.num_views:
+        problems = out_of_range(self, "objective.")
+        if self.num_patch_views is not None and self.num_patch_views > self.num_views:
             problems.append(
                 f"objective.num_patch_views must lie in 1..num_views ({self.num_views}), got {self.num_patch_views}"
             )
-        if self.num_local_views < 0:
-            problems.append(f"objective.num_local_views must not be negative, got {self.num_local_views}")
+        num_heads = max(1, self.decoder_dim // 32)  # as pretrain/decoder.py has them
+        if self.decoder_dim % 4 or self.decoder_dim % num_heads:
+            problems.append(
+                f"objective.decoder_dim must be a multiple of 4 and, from 64 on, of its heads (one per 32), such as "
+                f"32, 64, 96 or 128, got {self.decoder_dim}"
+            )
         if self.spread not in SPREADS:
             problems.append(f"objective.spread must be one of {', '.join(SPREADS)}, got {self.spread!r}")
         if self.spread != "none" and self.num_views < 2:
             problems.append(f"objective.spread {self.spread!r} compares views: num_views must be at least 2")
-        if self.contrast_weight < 0 or (self.contrast_weight and self.spread in ("info_nce", "none")):
+        if self.contrast_weight and self.spread in ("info_nce", "none"):
             problems.append(
-                f"objective.contrast_weight is for spread coding_rate or visreg and not negative, got "
-                f"{self.contrast_weight} with {self.spread}"
+                f"objective.contrast_weight is for spread coding_rate or visreg, got {self.contrast_weight} with "
+                f"{self.spread}"
             )
         if self.spread == "none" and self.num_local_views:
             problems.append("objective.num_local_views are for the cls loss: set objective.spread")
@@ -188,8 +183,6 @@ class ObjectiveConfig:
         needs_teacher = self.patch_weight > 0 and self.patch_target == "latent"
         if (needs_teacher or self.cls_regression_weight > 0) and not self.teacher:
             problems.append("patch_target=latent and cls_regression_weight take targets from objective.teacher=true")
-        if not 0 <= self.teacher_momentum < 1:
-            problems.append(f"objective.teacher_momentum must lie in 0..1 (1 excluded), got {self.teacher_momentum}")
         if self.spread == "none" and self.patch_target == "latent" and self.patch_weight > 0:
             problems.append("objective.patch_target latent collapses without a spread: set objective.spread")
         if problems:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vitembed.config.ranges import out_of_range
 from vitembed.errors import ConfigError
 
 DEPTHS = ("auto", "full", *map(str, range(8, 17)), "minmax", "percentile")
 """What ``data.depth`` may be."""
+_MOST_DEVICES = 1024
 
 
 def _switch(word: str) -> str:
@@ -37,10 +39,13 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cache", _switch(self.cache))
+        problems = out_of_range(self, "data.")
         if self.cache not in ("auto", "ram", "disk", "off"):
-            raise ConfigError(f"data.cache must be auto, ram, disk or off, got {self.cache!r}")
+            problems.append(f"data.cache must be auto, ram, disk or off, got {self.cache!r}")
         if self.depth not in DEPTHS:
-            raise ConfigError(f"data.depth must be one of {', '.join(DEPTHS)}, got {self.depth!r}")
+            problems.append(f"data.depth must be one of {', '.join(DEPTHS)}, got {self.depth!r}")
+        if problems:
+            raise ConfigError("; ".join(problems))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,19 +78,9 @@ class OptimConfig:
     """Length of the run in passes over the images, when max_steps is not given."""
 
     def __post_init__(self) -> None:
-        problems = []
-        for name in ("batch_size", "base_lr", "max_epochs", "grad_clip"):
-            if getattr(self, name) <= 0:
-                problems.append(f"optim.{name} must be positive, got {getattr(self, name)}")
-        if self.max_steps is not None and self.max_steps < 1:
-            problems.append(f"optim.max_steps must be at least 1, got {self.max_steps}")
+        problems = out_of_range(self, "optim.")
         if self.lr_scaling not in ("linear", "sqrt", "none"):
             problems.append(f"optim.lr_scaling must be linear, sqrt or none, got {self.lr_scaling!r}")
-        for name in ("export_ema", "low_res_share"):
-            if not 0 <= getattr(self, name) < 1:
-                problems.append(f"optim.{name} must lie in 0..1 (1 excluded), got {getattr(self, name)}")
-        if not 0 <= self.warmup_share < 1:
-            problems.append(f"optim.warmup_share must lie in 0..1 (1 excluded), got {self.warmup_share}")
         if problems:
             raise ConfigError("; ".join(problems))
 
@@ -117,11 +112,11 @@ class TrainerConfig:
         object.__setattr__(self, "compile", _switch(self.compile))
         if self.compile not in ("auto", "on", "off"):
             raise ConfigError(f"trainer.compile must be auto, on or off, got {self.compile!r}")
-        problems = []
-        if self.devices != "auto" and not (self.devices.isdecimal() and int(self.devices) > 0):
-            problems.append(f"trainer.devices must be auto or a number of at least 1, got {self.devices!r}")
-        if self.num_nodes < 1:
-            problems.append(f"trainer.num_nodes must be at least 1, got {self.num_nodes}")
+        problems = out_of_range(self, "trainer.")
+        if self.devices != "auto" and not (
+            self.devices.isdecimal() and len(self.devices) < 9 and 0 < int(self.devices) <= _MOST_DEVICES
+        ):
+            problems.append(f"trainer.devices must be auto or a number in 1..{_MOST_DEVICES}, got {self.devices!r}")
         if self.strategy not in ("auto", "ddp", "fsdp"):
             problems.append(f"trainer.strategy must be auto, ddp or fsdp, got {self.strategy!r}")
         if problems:
@@ -144,10 +139,7 @@ class MonitorConfig:
     """Write TensorBoard event files too (needs the extra ``vitembed[tensorboard]``)."""
 
     def __post_init__(self) -> None:
-        problems = []
-        for name in ("num_bank", "num_queries"):
-            if getattr(self, name) < 1:
-                problems.append(f"monitor.{name} must be at least 1, got {getattr(self, name)}")
+        problems = out_of_range(self, "monitor.")
         if self.export not in ("last", "best"):
             problems.append(f"monitor.export must be last or best, got {self.export!r}")
         if not self.labels:
@@ -190,21 +182,8 @@ class AdaptConfig:
     """Checks in a run: ``trainer.num_pictures`` where that is not given."""
 
     def __post_init__(self) -> None:
-        problems = []
+        problems = out_of_range(self, "adapt.")
         if self.mode not in ("full", "lora", "last_blocks"):
             problems.append(f"adapt.mode must be full, lora or last_blocks, got {self.mode!r}")
-        for name in ("lr_scale", "layer_decay", "lora_alpha", "lora_lr_scale"):
-            if getattr(self, name) <= 0:
-                problems.append(f"adapt.{name} must be positive, got {getattr(self, name)}")
-        if self.layer_decay > 1:
-            problems.append(f"adapt.layer_decay must be at most 1, got {self.layer_decay}")
-        for name in ("num_blocks", "lora_rank", "patience", "num_checks"):
-            if getattr(self, name) < 1:
-                problems.append(f"adapt.{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("head_warmup_share", "patch_ramp_share", "tolerance"):
-            if not 0 <= getattr(self, name) < 1:
-                problems.append(f"adapt.{name} must lie in 0..1 (1 excluded), got {getattr(self, name)}")
-        if self.anchor_weight < 0:
-            problems.append(f"adapt.anchor_weight must not be negative, got {self.anchor_weight}")
         if problems:
             raise ConfigError("; ".join(problems))

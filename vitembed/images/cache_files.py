@@ -25,9 +25,10 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from vitembed.atomic import atomic_path, fsync_directory, make_folders
-from vitembed.errors import DataError, printable
+from vitembed.errors import DamagedFile, DataError, printable
 from vitembed.images.source import ImageRef
 from vitembed.lock import locked
+from vitembed.seal import read_document
 
 _FORMAT = 1
 _SAVE_SECONDS = 10.0
@@ -251,10 +252,10 @@ def _file_size(path: Path) -> int:
 
 def _read_json(path: Path) -> dict[str, Any] | None:
     try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        value: dict[str, Any] = read_document(path)
+    except (FileNotFoundError, DamagedFile):
         return None
-    return value if isinstance(value, dict) else None
+    return value
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

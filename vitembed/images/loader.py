@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Int64, UInt8
 
+from vitembed.config.ranges import BATCH_SIZE, NUM_WORKERS, check_numbers
 from vitembed.errors import BadImage
 from vitembed.images.loaded import Loaded
 from vitembed.images.pool import load_in_processes
@@ -76,13 +77,11 @@ def load_batches(
         also: A second way to load, in one more process where there are processes (``load_in_processes``).
 
     Raises:
-        ValueError: If ``batch_size`` or ``prefetch`` is below 1 or ``num_workers`` below 0.
+        ConfigError: If ``batch_size``, ``num_workers`` or ``prefetch`` is out of range.
     """
-    if batch_size < 1 or prefetch < 1 or (num_workers is not None and num_workers < 0):
-        raise ValueError(
-            f"batch_size ({batch_size}) and prefetch ({prefetch}) must be at least 1, "
-            f"num_workers ({num_workers}) at least 0"
-        )
+    check_numbers(
+        batch_size=(batch_size, BATCH_SIZE), num_workers=(num_workers, NUM_WORKERS), prefetch=(prefetch, BATCH_SIZE)
+    )
     workers = default_workers() if num_workers is None else num_workers
     look_ahead = batch_size * prefetch
     results: Generator[_Result, None, None]

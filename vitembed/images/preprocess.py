@@ -14,6 +14,7 @@ from PIL import Image
 from PIL.Image import Image as PILImage
 from PIL.Image import Resampling
 
+from vitembed.config.ranges import PIXELS
 from vitembed.config.running import DEPTHS
 from vitembed.errors import DataError, ModelError
 from vitembed.images.decode import Decoded, DecodeOptions, decode_image, upright_pil
@@ -82,8 +83,8 @@ class Preprocess:
     def __post_init__(self) -> None:
         """Refuse values that no image could be preprocessed with."""
         problems = []
-        if self.img_size < 1:
-            problems.append(f"img_size is {self.img_size}, must be at least 1")
+        if self.img_size not in PIXELS:
+            problems.append(f"img_size is {self.img_size}, must be {PIXELS}")
         problems += _wrong_choices({name: getattr(self, name) for name in _CHOICES})
         if not 0 < self.crop_pct <= 1:
             problems.append(f"crop_pct is {self.crop_pct}, must be above 0 and at most 1")

@@ -131,7 +131,9 @@ def architecture_of(
     hidden, inner = len(weights["blocks.0.mlp.fc1.weight"]), weights["blocks.0.mlp.fc2.weight"].shape[1]
     gated = hidden == 2 * inner
     act = source.act or traits.act
-    if source.act is not None and (source.act == "silu") != gated and family not in ("hf-dinov2", "hf-dinov2-reg"):
+    # transformers' DINOv2 has one gated MLP, with SiLU whatever its config says.
+    fixed = gated and family in ("hf-dinov2", "hf-dinov2-reg")
+    if source.act is not None and (source.act == "silu") != gated and not fixed:
         raise ModelError(f"{where}: config.json says activation {source.act}, which is not done with this MLP")
     rope = "pos_embed" not in weights
     settings: dict[str, Any] = {}

@@ -21,11 +21,13 @@ from torch import Tensor
 
 from vitembed.atomic import atomic_folder, standing_folder
 from vitembed.config import ViTConfig, to_dict
-from vitembed.errors import ConfigError, ModelError
+from vitembed.errors import ConfigError, DamagedFile, ModelError
 from vitembed.images.preprocess import Preprocess
 from vitembed.model.folder import CONFIG_FILE, FORMAT, MODEL_FILES, WEIGHTS_FILE, check_model_folder
+from vitembed.model.source_preprocess import refuse_channels
 from vitembed.model.timm_encoder import TimmConfig
 from vitembed.model.vit import VisionTransformer
+from vitembed.seal import read_document
 
 FORMAT_VERSION = 1
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(ViTConfig)}
@@ -133,6 +135,7 @@ def read_model(directory: str | Path) -> SavedModel:
         pool, stored = str(config["pool"]), str(config["fingerprint"])
     except (KeyError, TypeError, ConfigError) as error:
         raise ModelError(f"{directory / CONFIG_FILE} is damaged: {error}") from error
+    refuse_channels(vit_config.in_chans, str(directory))
     try:
         weights = load_file(directory / WEIGHTS_FILE)
     except (OSError, SafetensorError, ValueError) as error:
@@ -167,10 +170,10 @@ def _read_config(directory: Path) -> dict[str, Any]:
             "as `vitembed pretrain` writes it"
         )
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"cannot read {path}: {error}") from error
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        config: dict[str, Any] = read_document(path, advice="copy or train the model again")
+    except DamagedFile as error:
+        raise ModelError(str(error)) from error
+    if config.get("format") != FORMAT:
         raise ModelError(f"{path} does not describe a vitembed encoder")
     if not isinstance(config.get("format_version"), int) or config["format_version"] > FORMAT_VERSION:
         raise ModelError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from vitembed.model.architecture import architecture_of, claims_against, recogni
 from vitembed.model.families import FAMILIES
 from vitembed.model.fuse import fuse
 from vitembed.model.layouts import LAYOUTS, Layout
-from vitembed.model.source_config import read_source_config
+from vitembed.model.source_config import SourceConfig, read_source_config
 from vitembed.model.vit import VisionTransformer
 
 # Parts of a prefix that tell the network to take where a training checkpoint holds several.
@@ -85,9 +85,27 @@ def convert(
         raise ModelError(f"{as_what}: {error}") from error
     if problem := claims_against(source, config):
         raise ModelError(f"{as_what}: {problem}: config.json does not belong to these weights")
+    if problem := _pooled_otherwise(source, config, inside):
+        raise ModelError(f"{as_what}: {problem}")
     vit = _built(ours, config, as_what)
     pool = "mean" if not config.has_cls or config.final_norm == "pooled" else source.pool or "cls"
+    if "dinov3" in (source.timm_name or "") and source.timm_pool == "token":
+        more = [*more, "the vector is cls, as its authors use it; timm's is the mean of the patches (pool mean)"]
     return Converted(vit=vit, family=family, pool=pool, notes=(*notes, *more))
+
+
+def _pooled_otherwise(source: SourceConfig, config: ViTConfig, keys: Collection[str]) -> str | None:
+    """Why timm's vector would be another one than ours; none if it is the same, or the model is not timm's."""
+    if source.timm_name is not None and "dist_token" in keys:
+        return "timm's vector is the mean of the cls and the distillation token"
+    head = "a pooling by a query" if config.attn_pool else f"a final norm of kind {config.final_norm!r}"
+    fits = {
+        None: True,
+        "token": config.class_token and not config.attn_pool and config.final_norm != "pooled",
+        "avg": not config.attn_pool,
+        "map": config.attn_pool and config.final_norm != "pooled",
+    }
+    return None if fits[source.timm_pool] else f"timm's pooling {source.timm_pool!r} with {head} is not done here"
 
 
 def _locate(weights: Mapping[str, Tensor], where: str) -> tuple[Layout, str]:

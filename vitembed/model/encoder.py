@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vitembed.config.ranges import BATCH_SIZE, NUM_WORKERS, check_numbers
 from vitembed.config.running import DEPTHS
 from vitembed.device import resolve_device
 from vitembed.embeddings import Embeddings
@@ -170,8 +171,10 @@ class Encoder:
 
         Raises:
             BadImage: The first unreadable image, under ``on_bad="raise"``.
+            ConfigError: If ``batch_size`` or ``num_workers`` is out of range.
             DataError: If there is no image to embed.
         """
+        check_numbers(batch_size=(batch_size, BATCH_SIZE), num_workers=(num_workers, NUM_WORKERS))
         meta = {"model": self.name, "pool": self.pool, "img_size": self.preprocess.img_size, "normalized": False}
         single = isinstance(images, (str, os.PathLike, Image.Image))
         if isinstance(images, np.ndarray):  # one image, unless it is a stack [b, h, w, c]

@@ -75,7 +75,18 @@ TIMM_SETTINGS: tuple[tuple[str, dict[str, object]], ...] = (
     (r"^test_vit[23]?$", {"heads": {64: 2, 96: 3}}),
 )
 TIMM_REFUSED: tuple[tuple[str, str], ...] = (
+    (r"_distilled_", "a vector that is the mean of the cls and the distillation token"),
+    (r"^test_vit3$", "a pooling over registers too"),
     (r"_rpn_", "norms behind attention and MLP"),
     (r"^(eva(?!_large)|eva02|beit|vit_pe|vit_.*rope)", "other position or attention layers"),
     (r"^aimv2|^vit_.*_xp_|18x2|pwee|dpwee|dwee|dlittle", "other blocks"),
 )
+
+# Arguments of timm's constructors that can be read here: from the weights, from the table above, or without a say in
+# what an image gives. A model with any other argument is run by timm.
+TIMM_ARGUMENTS = frozenset({
+    "num_classes", "global_pool", "img_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio",
+    "qkv_bias", "init_values", "class_token", "no_embed_class", "reg_tokens", "pre_norm", "final_norm", "fc_norm",
+    "act_layer", "dynamic_img_size", "dynamic_img_pad", "strict_img_size", "drop_rate", "pos_drop_rate",
+    "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate", "weight_init", "fix_init",
+})  # fmt: skip

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import vitembed
 from vitembed.atomic import atomic_path
-from vitembed.errors import MismatchError, printable
-from vitembed.seal import seal_of
+from vitembed.errors import DamagedFile, MismatchError, printable
+from vitembed.seal import read_document, seal_of
 
 if TYPE_CHECKING:
     from vitembed.images.source import ImageRef
@@ -30,9 +30,9 @@ def stated_fingerprint(folder: Path) -> str | None:
     No torch here: importing it takes longer than looking at 100,000 files.
     """
     try:
-        config = json.loads((folder / "config.json").read_bytes())
+        config = read_document(folder / "config.json")
         return str(config["fingerprint"]) if config["format"] == "vitembed-encoder" else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, DamagedFile, KeyError):
         return None
 
 
@@ -81,9 +81,9 @@ def noted_fingerprint(directory: Path, model: str, speed: str) -> str | None:
 
 def _read_note(directory: Path) -> dict[str, Any] | None:
     try:
-        document = json.loads((directory / NOTE_FILE).read_bytes())
+        document = read_document(directory / NOTE_FILE)
         seal = document.pop("crc32")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, DamagedFile, KeyError):
         return None
     return document if seal == seal_of(document) else None
 

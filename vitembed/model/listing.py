@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vitembed.errors import ModelError, VitembedError
+from vitembed.errors import DamagedFile, ModelError, VitembedError
 from vitembed.model.catalogue import MODELS
 from vitembed.model.hub import find_cached
 from vitembed.model.names import HubSource
+from vitembed.seal import read_document
 from vitembed.workspace import Workspace, find_workspace
 
 _LARGEST_HEADER = 1 << 24  # bytes; that of a ViT has some ten thousand
@@ -105,7 +106,7 @@ def _public() -> list[ListedModel]:
 def _own(folder: Path) -> ListedModel | None:
     """A model folder of ours; none if there is none or it cannot be read (``vitembed info`` says why)."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_document(folder / "config.json")
         architecture, preprocess = config["architecture"], config["preprocess"]
         return ListedModel(
             name=folder.name,
@@ -125,7 +126,7 @@ def _own(folder: Path) -> ListedModel | None:
             on_disk=True,
             path=os.fspath(folder),
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, DamagedFile, ValueError, RecursionError, KeyError, TypeError, AttributeError):
         return None
 
 

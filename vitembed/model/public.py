@@ -16,7 +16,7 @@ from vitembed.model.checkpoint import SavedModel, fingerprint, read_model
 from vitembed.model.folder import CONFIG_FILE
 from vitembed.model.hub import checksums, fetch
 from vitembed.model.names import WEIGHT_SUFFIXES, HubSource, public_source
-from vitembed.model.source_preprocess import from_source, timm_settings
+from vitembed.model.source_preprocess import from_source, refuse_channels, timm_settings
 from vitembed.model.timm_encoder import with_default_tag
 from vitembed.model.weights_file import read_weights, weights_file
 
@@ -122,6 +122,7 @@ def read_foreign(foreign: Foreign) -> SavedModel:
             fingerprint=fingerprint(vit.state_dict(), vit.config, ours.preprocess, ours.pool),
         )
     config = converted.vit.config
+    refuse_channels(config.in_chans, foreign.name)
     preprocess, origin = from_source(
         converted.family,
         native_size=config.img_size,

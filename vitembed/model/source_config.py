@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vitembed.errors import ModelError
-from vitembed.model.families import HF_TYPES, TIMM_REFUSED, TIMM_SETTINGS
+from vitembed.model.families import HF_TYPES, TIMM_ARGUMENTS, TIMM_REFUSED, TIMM_SETTINGS
 
 _ACTS = {
     "gelu": "gelu", "quick_gelu": "quick_gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh",
     "gelu_tanh": "gelu_tanh", "silu": "silu", "swish": "silu",
 }  # fmt: skip
+
+_TIMM_POOLS = {"token": "cls", "avg": "mean", "map": "cls"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +40,8 @@ class SourceConfig:
     """Architecture in timm, where it is timm's."""
     pool: str | None = None
     """cls or mean, where the source chooses."""
+    timm_pool: str | None = None
+    """How timm pools: token, avg or map, where it is timm's and says so."""
     sizes: Mapping[str, int] = field(default_factory=dict)
     """Sizes that it claims, by our names, to be compared with the weights."""
 
@@ -99,6 +103,9 @@ def _timm(config: Mapping[str, Any], where: str) -> SourceConfig:
             settings |= values
     args = config.get("model_args")
     args = args if isinstance(args, Mapping) else {}
+    others = [f"{key}={args[key]!r}" for key in args if key not in TIMM_ARGUMENTS and args[key] not in (None, False)]
+    if others:
+        raise ModelError(f"{where}: timm's {name} was built with {', '.join(others)}, which this ViT has not")
     if args.get("num_heads") is not None:
         settings["num_heads"] = _int(args, "num_heads", where)
     if isinstance(args.get("act_layer"), str):
@@ -106,12 +113,15 @@ def _timm(config: Mapping[str, Any], where: str) -> SourceConfig:
             raise ModelError(f"{where}: config.json says act_layer {args['act_layer']!r}, which is not known here")
         settings["act"] = _ACTS[args["act_layer"]]
     pool = args.get("global_pool", config.get("global_pool"))
-    if "dinov3" in name:  # timm's default is the mean; the authors' own vector is cls
+    if "dinov3" in name and args.get("global_pool") is None:  # timm's default is the mean; the authors' vector is cls
         pool = "token"
+    if pool is not None and str(pool) not in _TIMM_POOLS:
+        raise ModelError(f"{where}: timm's {name} pools by {pool!r}, this ViT by one of {', '.join(_TIMM_POOLS)}")
     width = config.get("num_features")
     return SourceConfig(
         timm_name=name,
-        pool={"avg": "mean", "token": "cls", "map": "cls"}.get(str(pool)),
+        pool=None if pool is None else _TIMM_POOLS[pool],
+        timm_pool=pool,
         img_size=_int(args, "img_size", where) if isinstance(args.get("img_size"), int) else None,
         sizes={"embed_dim": width} if isinstance(width, int) else {},
         **settings,

@@ -117,7 +117,9 @@ def from_timm(settings: Mapping[str, Any], *, where: str) -> Preprocess:
         ModelError: If it asks for something that is not done here.
     """
     size = settings.get("input_size") or (3, 224, 224)
-    if not _is_numbers(size, 3) or size[0] != 3 or size[1] != size[2]:
+    if _is_numbers(size, 3):
+        refuse_channels(size[0], where)
+    if not _is_numbers(size, 3) or size[1] != size[2]:
         raise ModelError(f"{where}: input_size {size!r} of pretrained_cfg is not that of a square RGB image")
     mode, crop_pct = settings.get("crop_mode") or "center", settings.get("crop_pct") or 0.875
     if mode not in ("center", "squash", "border") or (mode == "border" and crop_pct != 1):
@@ -135,6 +137,19 @@ def from_timm(settings: Mapping[str, Any], *, where: str) -> Preprocess:
         std=_triple(settings.get("std") or IMAGENET_STD, "std", where),
         **bars,
     )
+
+
+def refuse_channels(in_chans: int, where: str) -> None:
+    """Refuse a model of other than RGB images.
+
+    Raises:
+        ModelError: If it takes another number of channels.
+    """
+    if in_chans != 3:
+        raise ModelError(
+            f"{where} takes images of {in_chans} channel{'' if in_chans == 1 else 's'}: images are RGB here, "
+            "so only models of 3 channels can be used"
+        )
 
 
 def from_open_clip(settings: Mapping[str, Any], native_size: int, *, where: str) -> Preprocess:

@@ -89,7 +89,11 @@ def read_timm(foreign: Foreign) -> tuple[TimmEncoder, Preprocess, dict[str, Any]
         raise ModelError(f"{foreign.name}: timm {timm.__version__} has no architecture {architecture}: update timm")
     try:
         model = timm.create_model(architecture, pretrained=False, num_classes=0, **arguments)
-    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+        pool = foreign.config.get("global_pool")  # what the saved model had, which its arguments may not say
+        if isinstance(pool, str) and getattr(model, "global_pool", pool) != pool and "global_pool" not in arguments:
+            arguments = {**arguments, "global_pool": pool}
+            model = timm.create_model(architecture, pretrained=False, num_classes=0, **arguments)
+    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError, AssertionError) as error:
         raise ModelError(f"{foreign.name}: timm cannot build {architecture} ({_first_line(error)})") from error
     weights = read_weights(foreign.weights)
     expected = model.state_dict()
@@ -106,8 +110,7 @@ def read_timm(foreign: Foreign) -> tuple[TimmEncoder, Preprocess, dict[str, Any]
         raise ModelError(f"{foreign.name}: weights do not fit {architecture}: {', '.join(problems[:3])}{more}")
     model.load_state_dict(kept, strict=True)
     preprocess = from_timm(settings, where=foreign.name)
-    with torch.inference_mode():
-        width = int(model.eval()(torch.zeros(1, 3, preprocess.img_size, preprocess.img_size)).shape[-1])
+    width = _width(model.eval(), preprocess.img_size, foreign.name)
     config = TimmConfig(
         architecture=architecture,
         embed_dim=width,
@@ -117,6 +120,23 @@ def read_timm(foreign: Foreign) -> tuple[TimmEncoder, Preprocess, dict[str, Any]
     facts = {**foreign.facts, "sha256": checksums(foreign.weights), "family": f"timm {architecture}"}
     facts["preprocess_from"] = "pretrained_cfg in config.json"
     return TimmEncoder(model.float(), config), preprocess, facts
+
+
+def _width(model: nn.Module, img_size: int, where: str) -> int:
+    """Length of the vector that the model gives.
+
+    Raises:
+        ModelError: If it does not take such images, or gives anything but one vector.
+    """
+    try:
+        with torch.inference_mode():
+            given = model(torch.zeros(1, 3, img_size, img_size))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise ModelError(f"{where}: it does not take RGB images of {img_size} px ({_first_line(error)})") from error
+    if not isinstance(given, Tensor) or given.ndim != 2:
+        shape = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
+        raise ModelError(f"{where}: it gives {shape}, not one vector per image: save it with a global_pool")
+    return int(given.shape[-1])
 
 
 def is_installed() -> bool:

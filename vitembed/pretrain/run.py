@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
@@ -24,7 +23,7 @@ from vitembed.model.folder import check_model_folder
 from vitembed.model.kept import keep_finished
 from vitembed.model.late import stated_fingerprint
 from vitembed.pretrain.decoding import decode_once, refuse_one_picture
-from vitembed.pretrain.keep.files import BEST_DIR, LOCK_FILE, REPORT_FILE, RUN_FILE
+from vitembed.pretrain.keep.files import BEST_DIR, LOCK_FILE, REPORT_FILE
 from vitembed.pretrain.keep.run_folder import (
     RESUME_ON,
     batch_of_earlier,
@@ -33,6 +32,7 @@ from vitembed.pretrain.keep.run_folder import (
     note_threads,
     one_line_when_full,
     prepare_run,
+    read_state,
     recorded_images,
     recorded_settings,
     sweep,
@@ -241,7 +241,7 @@ def _run(
     check_model_folder(run_dir / BEST_DIR)
     if resume == "complete":
         log.info("run %s has finished already: its model is %s (--fresh trains again)", run_dir.name, model_dir)
-        state = json.loads((run_dir / RUN_FILE).read_text(encoding="utf-8"))
+        state = read_state(run_dir, metrics=dict)
         return PretrainResult(
             model_dir=model_dir,
             run_dir=run_dir,
@@ -334,7 +334,7 @@ def _run(
                 save_model(model_dir, outcome.vit, preprocess, provenance=facts)
             else:
                 save_continued(model_dir, outcome.vit, parent, outcome.decision, facts)
-        state = json.loads((run_dir / RUN_FILE).read_text(encoding="utf-8"))
+        state = read_state(run_dir)
         ended = {"status": "complete", "num_images": len(cache.refs), "num_steps": outcome.num_steps}
         ended |= {"monitor": outcome.monitor, "fingerprint": stated_fingerprint(model_dir)}
         if outcome.decision is not None:

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from sklearn.exceptions import ConvergenceWarning
 
+from vitembed.config.ranges import SEED, Range, check_numbers
 from vitembed.embeddings import Embeddings
 from vitembed.errors import ConfigError, DataError
 from vitembed.probe.evaluation.inputs import checked_groups, checked_labels, checked_vectors
@@ -141,10 +142,12 @@ def evaluate(
 
     Raises:
         DataError: If vectors, labels, split or groups do not fit together, or there are too few images or classes.
-        ConfigError: If ``test_share`` is not between 0 and 1, or ``group_copies`` is asked of a split that is given.
+        ConfigError: If ``test_share`` is not between 0 and 1, ``seed`` or ``k`` is out of range, or ``group_copies`` is
+            asked of a split that is given.
     """
     if not 0 < test_share < 1:
         raise ConfigError(f"test_share={test_share:g}: expected a number between 0 and 1")
+    check_numbers(seed=(seed, SEED), k=(k, Range(1, 10**6, whole=True)))
     if group_copies and split is not None:
         raise ConfigError(
             "near duplicates can be kept on one side only of a split that is drawn here, and this data comes with its "

@@ -248,7 +248,7 @@ def test_damaged_labels_are_refused_and_left_alone(tmp_path, text, why):
     ("text", "why"),
     [
         ("{", "damaged"),
-        ("[]", "something else"),
+        ("[]", "holds no JSON object"),
         ('{"kind": "vitembed labels", "format_version": 2}', "upgrade"),
         ('{"kind": "vitembed labels", "format_version": 1, "classes": "ab"}', "damaged"),
         ('{"kind": "vitembed labels", "format_version": 1, "classes": ["a", "b"], "asked": {"x": []}}', "damaged"),

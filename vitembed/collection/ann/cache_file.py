@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from vitembed.atomic import atomic_path
 from vitembed.collection.ann.engine import faiss
-from vitembed.errors import DataError
+from vitembed.errors import DamagedFile, DataError
 from vitembed.faults import about_to
-from vitembed.seal import seal_of
+from vitembed.seal import read_document, seal_of
 
 if TYPE_CHECKING:
     from vitembed.collection.catalog import Catalog
@@ -97,13 +97,13 @@ class CacheFile:
             DataError: If it is damaged or of another collection.
         """
         try:
-            found = json.loads(self.manifest.read_bytes())
+            found = read_document(self.manifest)
             key = {name: found.get(name) for name in asdict(self._key)}
             version, _, _ = int(found["format"]), int(found["bytes"]), int(found["crc32"])
             seal = found.pop("seal") if self._sealed else None
         except FileNotFoundError:
             raise
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (DamagedFile, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"unreadable manifest: {type(error).__name__}") from error
         if version != self._format or key != asdict(self._key):
             raise DataError("made for another collection or by another version")

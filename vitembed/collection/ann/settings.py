@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from vitembed.atomic import atomic_path
-from vitembed.errors import ConfigError
-from vitembed.seal import seal_of
+from vitembed.errors import ConfigError, DamagedFile
+from vitembed.seal import read_document, seal_of
 
 SETTINGS_FILE = "ann.json"
 FORMAT_VERSION = 1
@@ -126,7 +126,7 @@ class AnnRecord:
 def load_record(directory: Path) -> AnnRecord:
     """The record of a collection; the defaults where there is none. A damaged one is said and passed over."""
     try:
-        document = json.loads((directory / SETTINGS_FILE).read_bytes())
+        document = read_document(directory / SETTINGS_FILE)
         seal = document.pop("crc32")
         if document.pop("format") != FORMAT_VERSION or seal != seal_of(document):
             raise ValueError("another format or checksum")
@@ -140,7 +140,7 @@ def load_record(directory: Path) -> AnnRecord:
         )
     except FileNotFoundError:
         return AnnRecord()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError):
+    except (DamagedFile, ValueError, KeyError, TypeError, AttributeError, ConfigError):
         log.warning("%s cannot be read: the defaults are taken, say --ann again to change them", SETTINGS_FILE)
         return AnnRecord()
 

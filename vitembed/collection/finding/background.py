@@ -17,6 +17,8 @@ import numpy as np
 from vitembed.atomic import atomic_path
 from vitembed.collection.catalog import Catalog
 from vitembed.embeddings import unit_rows
+from vitembed.errors import DamagedFile
+from vitembed.seal import read_document
 
 BACKGROUND_FILE = "background.json"
 FORMAT_VERSION = 1
@@ -90,7 +92,7 @@ def _count(catalog: Catalog) -> Background:
 
 def _read(file: Path, collection_id: str, state: str) -> Background | None:
     try:
-        document = json.loads(file.read_bytes())
+        document = read_document(file)
         if (document["format"], document["collection_id"], document["state"]) != (FORMAT_VERSION, collection_id, state):
             return None
         counts = np.zeros(NUM_BINS, np.int64)
@@ -99,7 +101,7 @@ def _read(file: Path, collection_id: str, state: str) -> Background | None:
             return None
         counts[first : first + len(given)] = given
         return Background(counts)
-    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+    except (OSError, DamagedFile, ValueError, KeyError, TypeError, OverflowError):
         return None
 
 

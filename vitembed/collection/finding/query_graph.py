@@ -17,8 +17,9 @@ import numpy as np
 
 from vitembed.atomic import atomic_path
 from vitembed.embeddings import unit_rows
-from vitembed.errors import CollectionError, VitembedError
+from vitembed.errors import CollectionError, DamagedFile, VitembedError
 from vitembed.lock import exclusive
+from vitembed.seal import read_document
 
 if TYPE_CHECKING:
     from vitembed.model.encoder import Encoder
@@ -45,7 +46,7 @@ def open_query_graph(directory: Path, fingerprint: str) -> OnnxEncoder | None:
         fingerprint: Of the encoder that the collection is of.
     """
     try:
-        seal = json.loads((directory / SEAL_FILE).read_bytes())
+        seal = read_document(directory / SEAL_FILE)
         if (seal["format"], seal["fingerprint"]) != (_FORMAT_VERSION, fingerprint):
             return None
         if not seal["usable"]:
@@ -149,12 +150,12 @@ def _clear(directory: Path) -> None:
 def _sealed(directory: Path, fingerprint: str) -> bool | None:
     """Whether a graph of this encoder is usable; None if nobody has tried, or it is no longer whole."""
     try:
-        seal = json.loads((directory / SEAL_FILE).read_bytes())
+        seal = read_document(directory / SEAL_FILE)
         if (seal["format"], seal["fingerprint"]) != (_FORMAT_VERSION, fingerprint):
             return None
         whole = {name: _crc32(directory / name) for name in seal["files"]} == seal["files"]
         return bool(seal["usable"]) if whole else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, DamagedFile, ValueError, KeyError, TypeError):
         return None
 
 

@@ -14,7 +14,6 @@ all weights as they were before the step, seed, step and settings. To look at it
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +36,7 @@ from vitembed.pretrain.module import PretrainModule  # noqa: E402
 from vitembed.pretrain.onward.adapt import Adaptation  # noqa: E402
 from vitembed.pretrain.schedule import Clock  # noqa: E402
 from vitembed.recipes import config_from_dict  # noqa: E402
+from vitembed.seal import read_document  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     from safetensors.torch import load_file
 
     try:
-        facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        facts = read_document(path.with_suffix(".json"))
         tensors = load_file(path.with_suffix(".safetensors"))
     except (OSError, ValueError, SafetensorError) as error:
         raise DataError(f"cannot read the kept step {printable(path)}: {error}") from error

@@ -15,7 +15,7 @@ from typing import Any
 from vitembed import __version__
 from vitembed.atomic import atomic_path, fsync_directory, recover_folder
 from vitembed.config import FinetuneConfig, PretrainConfig, to_dict
-from vitembed.errors import ConfigError, TrainingError, printable
+from vitembed.errors import ConfigError, DamagedFile, TrainingError, printable
 from vitembed.images.source import ImageRef
 from vitembed.model.folder import MODEL_FILES
 from vitembed.model.kept import free_name, kept_name
@@ -31,6 +31,7 @@ from vitembed.pretrain.keep.image_list import (
 )
 from vitembed.pretrain.left_out import counted
 from vitembed.recipes import differences, flat
+from vitembed.seal import read_document
 
 log = logging.getLogger("vitembed")
 
@@ -80,7 +81,12 @@ def prepare_run(
         ConfigError: If the run here was another one, and what to do about it is for the user to say.
     """
     settings, key = to_dict(config), data_key(refs, labels)
-    old = read_state(run_dir)
+    try:
+        old = earlier_state(run_dir)
+    except DamagedFile:
+        if not fresh:
+            raise
+        old = None
     saved = any((run_dir / name).is_file() for name in (CHECKPOINT_FILE, PREVIOUS_FILE))
     if resume_on is not None and (old is None or fresh or not saved or old["status"] != "running"):
         raise ConfigError(
@@ -112,7 +118,9 @@ def prepare_run(
             )
         if saved and not changed and not images:
             return "resume"
-    if saved or (old is not None and old["status"] == "complete"):
+    if (run_dir / RUN_FILE).is_dir():  # nothing of ours
+        raise DamagedFile(f"{printable(run_dir / RUN_FILE)} is a folder: move it away")
+    if saved or (old is not None and old["status"] == "complete") or (old is None and (run_dir / RUN_FILE).exists()):
         _set_aside(run_dir, model_dir, old)
     for pattern in LEFTOVERS:
         for leftover in run_dir.glob(pattern):
@@ -126,13 +134,13 @@ def prepare_run(
     return "new"
 
 
-def read_state(run_dir: Path) -> dict[str, Any] | None:
-    """What ``run.json`` says; None where there is no run."""
-    path = run_dir / RUN_FILE
-    if not path.is_file():
-        return None
-    state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return state
+def earlier_state(run_dir: Path) -> dict[str, Any] | None:
+    """What ``run.json`` says; None where there is no run.
+
+    Raises:
+        DamagedFile: If it is damaged.
+    """
+    return read_state(run_dir) if (run_dir / RUN_FILE).exists() else None
 
 
 def _changed_settings(old: Mapping[str, Any], config: PretrainConfig | FinetuneConfig, world_size: int) -> list[str]:
@@ -250,7 +258,7 @@ def recorded_images(run_dir: Path) -> list[ListedImage]:
     Raises:
         ConfigError: If there is no such run or list, or the files are not as they were.
     """
-    old, listed = read_state(run_dir), read_image_list(run_dir)
+    old, listed = earlier_state(run_dir), read_image_list(run_dir)
     if old is None or old["status"] != "running" or listed is None:
         raise ConfigError(
             f"--resume-on recorded: {printable(run_dir)} holds no interrupted run with a list of its images"
@@ -266,20 +274,19 @@ def recorded_images(run_dir: Path) -> list[ListedImage]:
 
 def recorded_settings(run_dir: Path) -> list[str]:
     """The settings of the run that was interrupted here, as ``key=value``."""
-    state = read_state(run_dir)
+    state = earlier_state(run_dir)
     return [] if state is None else [f"{key}={json.dumps(value)}" for key, value in flat(state["config"])]
 
 
 def batch_of_earlier(run_dir: Path) -> int | None:
     """Images per step of the run that was interrupted or finished here, if one was."""
-    state = read_state(run_dir)
+    state = earlier_state(run_dir)
     return None if state is None else int(state["config"]["optim"]["batch_size"])
 
 
 def note_threads(run_dir: Path, num_threads: int) -> None:
     """Record with how many threads a run is computed on a CPU; say so where they are others than before."""
     state = read_state(run_dir)
-    assert state is not None
     before = state.get("num_threads")
     if before != num_threads:
         if before is not None:
@@ -328,6 +335,31 @@ def write_state(run_dir: Path, state: dict[str, Any]) -> None:
     """Replace ``run.json``."""
     with atomic_path(run_dir / RUN_FILE) as path:
         path.write_text(json.dumps({"vitembed_version": __version__, **state}, indent=2) + "\n", encoding="utf-8")
+
+
+def read_state(run_dir: Path, **needs: type) -> dict[str, Any]:
+    """What ``write_state`` wrote last.
+
+    Args:
+        run_dir: The folder.
+        **needs: What it must hold besides, and of which type.
+
+    Raises:
+        DamagedFile: If it is no longer that.
+    """
+    path, number = run_dir / RUN_FILE, (int, float)
+    advice = (
+        f"train again with --fresh (what is in {printable(run_dir)} is kept under another name, the model until the "
+        "new one is complete)"
+    )
+    always = {"status": str, "config": dict, "data_key": str, "num_images": int}
+    state: dict[str, Any] = read_document(path, needs={**always, **needs}, advice=advice)
+    if state["status"] == "complete":
+        read_document(path, needs={"num_steps": int, "seconds": number}, advice=advice)
+    optim = state["config"].get("optim")
+    if not isinstance(optim, dict) or not isinstance(optim.get("batch_size"), int):
+        raise DamagedFile(f"{printable(path)} is damaged (its settings are not those of a run): {advice}")
+    return state
 
 
 def data_key(refs: Sequence[ImageRef], labels: Sequence[str] = ()) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
@@ -21,13 +20,14 @@ from vitembed.lock import exclusive
 from vitembed.model.folder import check_model_folder
 from vitembed.model.kept import keep_finished
 from vitembed.model.late import stated_fingerprint
-from vitembed.pretrain.keep.files import FROZEN_FILE, LOCK_FILE, RUN_FILE
+from vitembed.pretrain.keep.files import FROZEN_FILE, LOCK_FILE
 from vitembed.pretrain.keep.run_folder import (
     RESUME_ON,
     export_to,
     note_threads,
     one_line_when_full,
     prepare_run,
+    read_state,
     recorded_images,
     sweep,
     write_state,
@@ -177,7 +177,7 @@ def _run(
     probe_file = model_dir / PROBE_FILE
     if resume == "complete":
         log.info("run %s has finished already: its model is %s (--fresh trains again)", run_dir.name, model_dir)
-        state = json.loads((run_dir / RUN_FILE).read_text(encoding="utf-8"))
+        state = read_state(run_dir, report=dict, bad=list)
         bad = [BadImage(each["path"], each["reason"]) for each in state["bad"]]
         counts = (state["num_steps"], state["seconds"])
         return FinetuneResult(model_dir, probe_file, run_dir, bad, *counts, True, state["report"])
@@ -238,7 +238,7 @@ def _run(
     }
     with keep_finished(model_dir, workspace):
         _export(model_dir, outcome, comparison, parent, config, facts, encoder_speed=str(encoder.speed), probe=probe)
-    state = json.loads((run_dir / RUN_FILE).read_text(encoding="utf-8"))
+    state = read_state(run_dir)
     state |= {"status": "complete", "num_images": report.num_images, "num_steps": outcome.num_steps}
     state["fingerprint"] = stated_fingerprint(model_dir)
     state["bad"] = [{"path": problem.path, "reason": problem.reason} for problem in found.bad]

@@ -17,10 +17,23 @@ of it, ``grad_norm``, ``grad_clipped``; the newest scores of the monitors with `
 
 
 def read_metrics(directory: Path) -> list[Line]:
-    """Every line of a run; a last one that was cut off by a kill is left out."""
+    """Every line of a run; a last one that was cut off by a kill is left out, as is one that was damaged."""
     path = directory / METRICS_FILE
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return [json.loads(line) for line in lines if line.endswith("}")]
+    lines = path.read_bytes().splitlines() if path.is_file() else []
+    return [line for text in lines if text.endswith(b"}") and (line := _parsed(text)) is not None]
+
+
+def _parsed(text: bytes) -> Line | None:
+    """One line; none if it is not as it was written."""
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    plain = isinstance(line, dict) and isinstance(line.get("step"), int)
+    if not plain or not isinstance(line.get("loss", 0.0), (int, float, type(None))):
+        return None
+    whole: Line = line
+    return whole
 
 
 def training_lines(directory: Path) -> list[Line]:

@@ -17,6 +17,7 @@ from vitembed.csv_text import csv_bytes, read_csv
 from vitembed.errors import DataError, printable
 from vitembed.outputs import LABELS, check_output, is_stream, write_output
 from vitembed.probe.labelling.class_names import checked_class, checked_classes
+from vitembed.seal import read_document
 from vitembed.workspace import WORKSPACE_DIR
 
 FORMAT_VERSION = 1
@@ -187,12 +188,10 @@ class LabelsFile:
     def _read_settings(self, path: Path) -> None:
         name = printable(path)
         try:
-            document = json.loads(path.read_bytes())
-        except OSError as error:
-            raise DataError(f"{name}: cannot read: {error.strerror or error}") from error
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{name} is damaged: move it away and name the --classes again") from error
-        if not isinstance(document, dict) or document.get("kind") != _KIND:
+            document = read_document(path, advice="move it away and name the --classes again")
+        except FileNotFoundError as error:
+            raise DataError(f"{name} vanished") from error
+        if document.get("kind") != _KIND:
             raise DataError(f"{name} holds something else than the settings of a labels file: choose other --labels")
         version = document.get("format_version")
         if type(version) is not int or version > FORMAT_VERSION:
