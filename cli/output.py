@@ -48,6 +48,7 @@ def prepare_streams() -> None:
             if opened != number:
                 os.dup2(opened, number)
                 os.close(opened)
+            os.set_inheritable(number, True)  # else it is closed again in decoding processes
             fresh = open(number, "r" if name == "stdin" else "w", encoding="utf-8", closefd=False)  # noqa: SIM115
             setattr(sys, name, fresh)
             setattr(sys, f"__{name}__", fresh)

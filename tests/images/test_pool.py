@@ -139,3 +139,17 @@ def test_batches_are_the_same_as_in_this_process(solid_folder):
         assert [(place, bad.path, bad.reason) for place, bad in one.bad] == [
             (place, bad.path, bad.reason) for place, bad in other.bad
         ]
+
+
+def test_a_program_without_stderr_gets_its_images(solid_folder):
+    """A closed descriptor 2 must not become the one through which the answers go."""
+    code = (
+        "import os, sys; from vitembed.images.pool import load_in_processes; "
+        "from vitembed.images.preprocess import Preprocess; from vitembed.images.source import find_images; "
+        "os.close(2); refs = find_images(sys.argv[1:]).refs; load = Preprocess(img_size=16).load_image; "
+        "found = list(load_in_processes(refs, load, num_workers=1, look_ahead=4, image_seconds=20.0)); "
+        "print(sum(hasattr(result, 'pixels') for result, _ in found))"
+    )
+    command = [sys.executable, "-c", code, os.fspath(solid_folder)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, timeout=60, check=False)
+    assert done.stdout.split() == [b"8"]

@@ -163,7 +163,7 @@ RANGES: Mapping[str, Mapping[str, Range]] = {
     },
     "MonitorConfig": {"num_bank": _count(1, 10**7), "num_queries": _count(1, 10**7)},
     "AdaptConfig": {
-        "lr_scale": _positive(1e3),
+        "lr_scale": _positive(1e4),
         "layer_decay": Range(0, 1, low_open=True),
         "num_blocks": _count(1, 4096),
         "lora_rank": _WIDTH,

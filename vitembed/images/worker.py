@@ -141,6 +141,10 @@ class Worker:
 
 def serve(stdin: BinaryIO) -> None:
     """Load images until there is nobody left to answer to."""
+    # A program without stderr hands on none: its number must not go to the answers, which are to outlive it.
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(number, True)
+    os.close(number)
     # Whatever a C library prints to stdout must not get between the answers.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
