@@ -320,7 +320,7 @@ def test_what_cannot_be_done_is_one_line(folder, model, tmp_path, monkeypatch):
     with pytest.raises(DataError, match="no such file or folder"):
         run(tmp_path / "none", model, tmp_path / "own")
     shutil.copytree(folder / "a", tmp_path / "one" / "a")
-    with pytest.raises(DataError, match="at least 2 classes"):
+    with pytest.raises(DataError, match="two or more are needed"):
         run(tmp_path / "one", model, tmp_path / "own")
     with pytest.raises(ConfigError, match="parent asks for the model"):
         run(folder, model, tmp_path / "own", "parent=abc")
