@@ -296,8 +296,8 @@ def _is_vectors(path: Path) -> bool:
             return b"vitembed" in file.read(length)
     if head.startswith(b"\x93NUMPY"):
         return _is_header_file(path.with_name(f"{path.name}.json"))
-    if head.startswith(b"id,"):
-        return re.match(rb"id,(label,)?v0[,\r\n]", head) is not None
+    if re.match(rb"id,(label,)?v0[,\r\n]", head):
+        return _is_header_file(path.with_name(f"{path.name}.json"))
     return is_header(json.loads(safetensors_metadata(path)["vitembed"]))
 
 
