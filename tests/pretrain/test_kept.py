@@ -171,7 +171,7 @@ def test_an_interrupted_run_finishes_on_its_own_images_or_goes_on_with_those_of_
 
 
 def test_other_pictures_of_the_same_size_are_other_images_and_copies_are_the_same(folder, place, monkeypatch):
-    steps = "optim.max_steps=2"
+    steps = "optim.max_steps=3"
     stop_at(1, lambda: run(folder, place, steps), monkeypatch)
     kept = {path: (path.read_bytes(), path.stat()) for path in folder.iterdir()}
     for number, (path, (data, status)) in enumerate(sorted(kept.items())[:6]):
