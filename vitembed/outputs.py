@@ -275,7 +275,7 @@ def _is_sheet(path: Path) -> bool:
 
 
 def _is_labels(path: Path) -> bool:
-    return True  # the session has read it, and goes on from it
+    return True  # the session has read it and keeps its rows
 
 
 def is_header(document: object) -> bool:

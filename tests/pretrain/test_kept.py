@@ -154,7 +154,7 @@ def test_an_interrupted_run_finishes_on_its_own_images_or_goes_on_with_those_of_
     assert finished.num_images == 12
     assert files(finished.model_dir)["encoder.safetensors"] == files(whole.model_dir)["encoder.safetensors"]
     (folder / "00.bmp").unlink()
-    with pytest.raises(ConfigError, match=r"1 added, 1 removed .*cannot be finished on them\). Either go on"):
+    with pytest.raises(ConfigError, match=r"1 added, 1 removed .*cannot be finished on them\). Either continue"):
         run(folder, place, steps, name="copy")
     with pytest.raises(ConfigError, match=r"gone or changed since the run began, 1 of its 12 images .*00.bmp"):
         run(folder, place, steps, name="copy", resume_on="recorded")
@@ -178,7 +178,7 @@ def test_other_pictures_of_the_same_size_are_other_images_and_copies_are_the_sam
         noise(path, 100 + number)
         assert path.stat().st_size == len(data)
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # as rsync and unzip set times
-    with pytest.raises(ConfigError, match=r"others now: 6 changed .*cannot be finished on them"):
+    with pytest.raises(ConfigError, match=r"have changed: 6 changed .*cannot be finished on them"):
         run(folder, place, steps)
     for path, (data, _) in kept.items():  # as cp -r and git checkout do: the same content, other times
         path.unlink()
