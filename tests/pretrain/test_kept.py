@@ -143,6 +143,7 @@ def test_the_same_weights_again_are_not_kept_twice_nor_where_the_export_fails(fo
 def test_an_interrupted_run_finishes_on_its_own_images_or_goes_on_with_those_of_today(folder, place, monkeypatch):
     steps = "optim.max_steps=4"
     whole = run(folder, place, steps, name="whole")
+    assert whole.completed
     stop_at(2, lambda: run(folder, place, steps, name="cut"), monkeypatch)
     shutil.copytree(place.runs_dir / "cut", place.runs_dir / "copy")
     shutil.copytree(place.runs_dir / "cut", place.runs_dir / "third")

@@ -113,8 +113,9 @@ def prepare_run(
             raise _refuse_other_images(run_dir, config, old, images)
         if saved and not finished and changed:
             raise ConfigError(
-                f"the interrupted run in {printable(run_dir)} had other settings ({_few(changed)}): repeat its command to resume, "
-                f"or start again with --fresh (its training state is kept in runs/{interrupted_name(run_dir.name)})"
+                f"the interrupted run in {printable(run_dir)} had other settings ({_few(changed)}): repeat its "
+                "command to resume, or start again with --fresh (its training state is kept in "
+                f"runs/{interrupted_name(run_dir.name)})"
             )
         if saved and not changed and not images:
             return "resume"
@@ -200,8 +201,9 @@ def _refuse_other_images(
     if _takes_new_images(config):
         ways.append("continue from its weights with the current images: --resume-on new")
     ways.append(f"start again: --fresh (its training state is kept in runs/{interrupted_name(run_dir.name)})")
+    choice = "Either " if len(ways) > 1 else "Only one way is left: "
     return ConfigError(
-        f"the images of the interrupted run in {printable(run_dir)} have changed: {images}{why_not}. {'Either ' if len(ways) > 1 else 'Only one way is left: '}"
+        f"the images of the interrupted run in {printable(run_dir)} have changed: {images}{why_not}. {choice}"
         + "; or ".join(ways)
     )
 
