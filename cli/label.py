@@ -95,7 +95,7 @@ def label(
       vitembed label ./images --answers answers.csv --sheet ask.html
       vitembed label ./images --save pets.safetensors
     """  # noqa: D301
-    from vitembed.outputs import PAGE, PROBE, REPORT, SHEET, check_outputs
+    from vitembed.outputs import LABELS, PAGE, PROBE, REPORT, SHEET, check_outputs
     from vitembed.probe.labelling.class_names import NO_CLASSES, checked_classes
     from vitembed.probe.labelling.session import LabelSession
     from vitembed.probe.labelling.terminal_dialog import dialog, progress_lines
@@ -103,7 +103,8 @@ def label(
     if sheet is not None and sheet.suffix.lower() not in (".html", ".htm", ".csv"):
         raise typer.BadParameter(f"{shown(sheet)}: expected a name that ends in .html or .csv", param_hint="--sheet")
     is_table = sheet is not None and sheet.suffix.lower() == ".csv"
-    check_outputs((sheet, SHEET if is_table else PAGE), (save, PROBE), (report, REPORT))
+    given_labels = labels if labels is not None and labels.parent.is_dir() else None
+    check_outputs((sheet, SHEET if is_table else PAGE), (save, PROBE), (report, REPORT), (given_labels, LABELS))
     if not 0 < precision <= 1:
         raise typer.BadParameter(f"{precision:g}: expected a share above 0 and at most 1", param_hint="--precision")
     names = None if classes is None else checked_classes(classes.split(","))

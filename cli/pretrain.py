@@ -53,8 +53,8 @@ def pretrain(
         str | None,
         typer.Option(
             metavar="recorded|new",
-            help="Of an interrupted run whose images have changed: finish on those that it began with, or go on from "
-            "its weights with those of today.",
+            help="Where the images of an interrupted run have changed: finish on those it started with, or continue "
+            "from its weights with the current ones.",
         ),
     ] = None,
     cache: Annotated[

@@ -30,11 +30,13 @@ from vitembed.images.preprocess import Preprocess
 from vitembed.model.checkpoint import read_model, save_model
 from vitembed.model.encoder import Encoder
 from vitembed.model.export.formats import export
+from vitembed.model.kept import keep_finished
 from vitembed.model.vit import VisionTransformer
 from vitembed.pretrain.keep.checkpoint_io import find_checkpoint, read_checkpoint, write_checkpoint
 from vitembed.pretrain.keep.run_folder import sweep, write_state
 from vitembed.probe.labelling.session import LabelSession
 from vitembed.probe.saving import SavedProbe
+from vitembed.workspace import Workspace
 
 MOST_LOST = 4
 """Of more changes at once all subsets would be too many: each alone, all but one, none, all."""
@@ -243,17 +245,25 @@ def vit(seed: int, **fields) -> VisionTransformer:
     return VisionTransformer(ViTConfig(**{**shape, **fields})).eval()
 
 
-def model_in(place: Path):
+def model_in(place: str):
+    known = {}
+
     def read(root: Path):
-        if not atomic.standing_folder(root / place).exists():
+        found = atomic.standing_folder(root / place)
+        if not found.exists():
             return None
-        return read_model(root / place).fingerprint
+        content = tuple((file.name, file.read_bytes()) for file in sorted(found.iterdir()) if file.is_file())
+        if content not in known:
+            known[content] = read_model(root / place).fingerprint
+        return known[content]
 
     return read
 
 
 @pytest.mark.parametrize("without_exchange", [False, True], ids=["exchange", "two renames"])
 def test_a_model(power_cut, without_exchange):
+    fingerprint_in = model_in("models/mine")
+
     def prepare(root):
         save_model(root / "models" / "mine", vit(0), Preprocess(img_size=16))
         (root / "models" / "mine" / "notes.txt").write_text("by hand")
@@ -264,11 +274,11 @@ def test_a_model(power_cut, without_exchange):
         found = atomic.standing_folder(root / "models" / "mine")
         assert (found / "notes.txt").read_text() == "by hand"
         assert (found / "more" / "a.csv").read_text() == "1,2"
-        fingerprint = model_in("models/mine")(root)
+        fingerprint = fingerprint_in(root)
         sweep(root / "models" / "mine")  # as the next run does
         assert [entry.name for entry in (root / "models").iterdir()] == ["mine"]
         assert (root / "models" / "mine" / "notes.txt").read_text() == "by hand"
-        assert model_in("models/mine")(root) == fingerprint is not None
+        assert fingerprint_in(root) == fingerprint is not None
         return fingerprint
 
     power_cut(
@@ -285,6 +295,33 @@ def test_the_first_model(power_cut):
         lambda root: save_model(root / "models" / "mine", vit(1), Preprocess(img_size=16)),
         model_in("models/mine"),
     )
+
+
+def test_a_finished_model_that_another_replaces(power_cut):
+    """It is in its place or kept, at every moment."""
+
+    def publish(root):
+        place = Workspace(root)
+        with keep_finished(place.model_dir, place):
+            save_model(place.model_dir, vit(1), Preprocess(img_size=16))
+
+    def prepare(root):
+        save_model(root / ".vitembed" / "model", vit(0), Preprocess(img_size=16))
+        finished.append(model_in(".vitembed/model")(root))
+
+    finished = []
+    fingerprint_in = model_in(".vitembed/model")
+
+    def read(root):
+        kept = [fingerprint_in_kept(root / path) for path in (root / ".vitembed" / "models").glob("[!.]*")]
+        found = fingerprint_in(root)
+        assert finished[0] in (found, *kept)
+        return found
+
+    def fingerprint_in_kept(folder):
+        return model_in(folder.name)(folder.parent)
+
+    power_cut(prepare, publish, read)
 
 
 def test_a_training_state(power_cut):

@@ -70,7 +70,8 @@ def atomic_folder(path: str | os.PathLike[str], ours: Collection[str]) -> Iterat
         yield fresh
         mode = fresh.stat().st_mode
         for file in fresh.iterdir():
-            file.chmod(mode & 0o666)  # safetensors lets nobody else read what it writes
+            if file.stat().st_nlink == 1:  # a linked file is another folder's too
+                file.chmod(mode & 0o666)  # safetensors makes its files private
             about_to(f"fsync {file.name}")
             _fsync(file)
         if target.is_dir():

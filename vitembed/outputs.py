@@ -275,7 +275,7 @@ def _is_sheet(path: Path) -> bool:
 
 
 def _is_labels(path: Path) -> bool:
-    return True  # the session has read it, and goes on from it
+    return True  # the session has read it and keeps its rows
 
 
 def is_header(document: object) -> bool:
@@ -296,8 +296,8 @@ def _is_vectors(path: Path) -> bool:
             return b"vitembed" in file.read(length)
     if head.startswith(b"\x93NUMPY"):
         return _is_header_file(path.with_name(f"{path.name}.json"))
-    if head.startswith(b"id,"):
-        return re.match(rb"id,(label,)?v0[,\r\n]", head) is not None
+    if re.match(rb"id,(label,)?v0[,\r\n]", head):
+        return _is_header_file(path.with_name(f"{path.name}.json"))
     return is_header(json.loads(safetensors_metadata(path)["vitembed"]))
 
 

@@ -25,10 +25,12 @@ def check_name(name: str) -> str:
     Raises:
         ConfigError: If it is not 1 to 64 letters (a-z, A-Z), digits, ``-`` and ``_``, or is reserved.
     """
-    if not _NAME.fullmatch(name):
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        shown = f"'{printable(name)}'" if isinstance(name, str) else repr(name)
+        shown = shown if len(shown) <= 80 else f"{shown[:60]}...' ({len(name):,} characters)"
         raise ConfigError(
-            f"--name {printable(name)!r}: expected 1 to 64 letters (a-z, A-Z), digits, - and _, the first no -; the "
-            "name becomes a folder of the workspace, so it can be no path"
+            f"--name {shown}: expected 1 to 64 letters (a-z, A-Z), digits, - and _, not starting with -; it becomes "
+            "the name of a folder in the workspace, so it cannot be a path"
         )
     if name != OWN_MODEL and _RESERVED.fullmatch(name):
         raise ConfigError(f"--name {name!r} is reserved by the system or for the workspace's own model: choose another")

@@ -1,10 +1,13 @@
-"""Every command that writes refuses, before any work, a name or a file that is not its own; nothing is lost."""
+"""Commands that write refuse, before any work, a name or a file that is not their own; links, pipes and modes stay."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import stat
+import threading
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -38,7 +41,8 @@ COMMANDS = {
         }.items()
     },
 }
-NAMES_THE_FOLDER = {"export timm", "export onnx"}  # they make missing folders
+WHOLE = ("search --explain picture", "embed -o parquet", "probe --save", "finetune --report")
+"""Commands that are tried with all that may be in the way; exports make missing folders."""
 
 
 def tree(folder):
@@ -49,8 +53,22 @@ def tree(folder):
     }
 
 
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory, model_folder):
+    """A workspace with 12 images of two classes."""
+    root = tmp_path_factory.mktemp("outputs")
+    shutil.copytree(model_folder, root / ".vitembed" / "model")
+    rng = np.random.default_rng(0)
+    for kind in ("discs", "squares"):
+        (root / "photos" / kind).mkdir(parents=True)
+        for number in range(6):
+            pixels = rng.integers(0, 256, (3, 3, 3), dtype=np.uint8).repeat(8, axis=0).repeat(8, axis=1)
+            Image.fromarray(pixels).save(root / "photos" / kind / f"{kind}_{number}.png")
+    return root
+
+
 @pytest.fixture
-def place(workspace, photo_folder, vitembed, monkeypatch):
+def idle(monkeypatch):
     """Whatever costs work is forbidden: a refusal must come before it."""
     from vitembed.images import decode
     from vitembed.model import encoder
@@ -58,34 +76,43 @@ def place(workspace, photo_folder, vitembed, monkeypatch):
     def forbidden(*_, **__):
         raise AssertionError("work was done before the refusal")
 
-    monkeypatch.setattr(decode, "decode", forbidden)
+    monkeypatch.setattr(decode, "_decode", forbidden)
     monkeypatch.setattr(encoder.Encoder, "embed", forbidden)
-    return workspace
+
+
+@pytest.fixture
+def place(drawn, idle, tmp_path, monkeypatch):
+    """A copy of it, where nothing may be embedded."""
+    shutil.copytree(drawn, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_what_is_not_ours_is_left(command, place, vitembed):
+def test_what_is_not_ours_is_left(command, drawn, idle, vitembed, monkeypatch):
+    monkeypatch.chdir(drawn)
     words, name = COMMANDS[command]
-    picture = place / "photos" / "discs" / "discs_1.png"
+    picture = drawn / "photos" / "discs" / "discs_1.png"
     made = {
         "foreign": lambda path: path.write_bytes(b"path,label\nmine,by hand\n"),
-        "picture": lambda path: shutil.copyfile(picture, path),
         "link to a picture": lambda path: path.symlink_to(picture),
-        "folder": lambda path: path.mkdir(),
     }
+    if command in WHOLE:
+        made["picture"] = lambda path: shutil.copyfile(picture, path)
+        made["folder"] = lambda path: path.mkdir()
     for what, make in made.items():
-        make(place / name)
-        before = tree(place)
+        make(drawn / name)
+        before = tree(drawn)
         said = vitembed(*words, name, code=1).stderr
         assert said.startswith("Error: "), said
         assert said.count("\n") == 1, said
         assert {"foreign": "was not written by vitembed", "folder": "is a folder"}.get(what, "is a picture") in said
-        assert tree(place) == before
-        if (place / name).is_dir() and not (place / name).is_symlink():
-            (place / name).rmdir()
+        assert tree(drawn) == before
+        if what == "folder":
+            (drawn / name).rmdir()
         else:
-            (place / name).unlink()
-    if command not in NAMES_THE_FOLDER:
+            (drawn / name).unlink()
+    if command in WHOLE:
         assert "there is no folder" in vitembed(*words, f"none/{name}", code=1).stderr
     if command != "export timm":  # any other name than .safetensors is that of a folder
         code = 2 if command.startswith(("embed -o", "label --sheet")) else 1
@@ -93,8 +120,68 @@ def test_what_is_not_ours_is_left(command, place, vitembed):
         assert not picture.with_suffix(".jpg").exists()
 
 
+_SAME_WRITER = ("finetune", "search --explain page", "embed -o csv", "embed -o parquet")
+WRITES = {
+    name: words
+    for name, words in COMMANDS.items()
+    if name == "embed --report" or not name.startswith(_SAME_WRITER) | name.endswith("--report")
+}
+WRITES["label --save"] = (["label", "photos", "--answers", "answers.csv", "--save"], "out.safetensors")
+PIPED = ("search --html", "embed -o npy", "probe --save", "embed --report")
+
+
+@pytest.fixture(scope="module")
+def written(drawn, tmp_path_factory):
+    """The same with an index, labels and a broken image, for commands that come to their end."""
+    root = tmp_path_factory.mktemp("written") / "place"
+    shutil.copytree(drawn, root)
+    (root / "photos" / "discs" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    names = [f"photos/{kind}/{kind}_{number}.png" for kind in ("discs", "squares") for number in range(6)]
+    answers = "".join(f"{name},{'a' if 'discs' in name else 'b'}\n" for name in names)
+    (root / "answers.csv").write_text(f"path,label\n{answers}")
+    (root / ".vitembed" / "labels").mkdir()
+    (root / ".vitembed" / "labels" / "photos.csv").write_text(f"path,label\n{root}/{names[0]},a\n{root}/{names[6]},b\n")
+    return root
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes, links and modes of POSIX")
+@pytest.mark.parametrize("command", WRITES)
+def test_links_modes_and_pipes_stay_what_they_are(command, written, vitembed, monkeypatch):
+    monkeypatch.chdir(written)
+    if not (written / ".vitembed" / "index").exists():
+        vitembed("index", "photos")
+    words, name = WRITES[command]
+    suffix = os.path.splitext(name)[1]
+    link, real = written / name, written / f"real{suffix}"
+    link.symlink_to(real.name)  # to nothing yet
+    said = vitembed(*words, name)
+    assert link.is_symlink()
+    assert real.is_file(), said.output
+    real.chmod(0o600)
+    first = real.stat()
+    vitembed(*words, name)
+    assert link.is_symlink()
+    assert stat.S_IMODE(real.stat().st_mode) == 0o600
+    assert real.stat().st_ino != first.st_ino  # replaced as a whole
+    assert real.stat().st_size
+    link.unlink()
+    if command in PIPED:
+        os.mkfifo(link)
+        got = []
+        reader = threading.Thread(target=lambda: got.append(link.read_bytes()), daemon=True)
+        reader.start()
+        vitembed(*words, name)
+        reader.join(timeout=30)
+        assert got
+        assert got[0]
+        assert stat.S_ISFIFO(link.lstat().st_mode)
+        link.unlink()
+    for made in [*written.glob("out.*"), *written.glob("real*"), written / "s.csv"]:
+        made.unlink(missing_ok=True)
+
+
 @pytest.mark.parametrize("command", ["pretrain", "finetune"])
-@pytest.mark.parametrize("name", ["", ".", "..", "../../notes", "/ABSOLUTE", "a/b", "a.b"])
+@pytest.mark.parametrize("name", ["", "..", "../../notes", "/ABSOLUTE", "a" * 300])
 def test_a_name_is_no_path(command, name, place, vitembed):
     (place / "notes").mkdir()
     (place / "notes" / "mine.txt").write_text("by hand")
@@ -104,6 +191,7 @@ def test_a_name_is_no_path(command, name, place, vitembed):
     said = vitembed(command, "photos", "--name", name, code=1).stderr
     assert "--name" in said
     assert said.count("\n") == 1
+    assert len(said) < 400
     assert tree(place) == before
     assert not (place / ".vitembed" / "runs").exists()
 
@@ -120,12 +208,10 @@ def test_a_model_replaces_no_folder_that_is_none(command, place, vitembed):
 
 def test_exports_replace_only_exports(place, vitembed):
     (place / "enc.md").write_text("my notes")
-    said = vitembed("export", "--to", "timm", "-o", "enc.safetensors", code=1).stderr
-    assert "enc.md is there already" in said
-    assert (
-        "was not written by vitembed"
-        in vitembed("export", "--to", "timm", "-o", "enc.safetensors", "--force", code=1).stderr
-    )
+    for more in ((), ("--force",)):  # force is not offered where it is refused
+        said = vitembed("export", "--to", "timm", "-o", "enc.safetensors", *more, code=1).stderr
+        assert "enc.md is there already and was not written by vitembed" in said
+        assert "--force" not in said
     assert (place / "enc.md").read_text() == "my notes"
     (place / "n.txt").write_text("mine")
     for to in ("hf", "timm"):
@@ -145,7 +231,7 @@ def test_exports_replace_only_exports(place, vitembed):
 
 
 def test_the_demo_takes_only_its_own_folder_and_keeps_what_is_the_users(tmp_path):
-    from vitembed.demo.tour import _prepare
+    from vitembed.demo.tour import _again, _prepare
     from vitembed.errors import DataError
 
     out = tmp_path / "out"
@@ -157,9 +243,11 @@ def test_the_demo_takes_only_its_own_folder_and_keeps_what_is_the_users(tmp_path
         _prepare(out)
     assert tree(out) == before
     (out / "demo.json").write_text('{"made_by": "vitembed demo"}\n')
+    before = tree(out)
     _prepare(out)
-    assert sorted(os.listdir(out / ".vitembed")) == ["labels", "models", "runs"]
-    assert os.listdir(out / ".vitembed" / "runs") == ["mine"]
+    assert tree(out).keys() == before.keys()
+    assert _again(out) == (["--fresh"], ["--rebuild"])
+    assert _again(tmp_path) == ([], [])
     Image.new("RGB", (4, 4)).save(tmp_path / "file.png")
     with pytest.raises(DataError, match="is no folder"):
         _prepare(tmp_path / "file.png")

@@ -259,7 +259,7 @@ def test_other_settings_and_labels_are_refused_and_fresh_starts_anew(folder, mod
     rows = [f"{path},{path.parent.name}" for path in sorted(folder.glob("*/*.png"))]
     table = tmp_path / "labels.csv"
     table.write_text("\n".join(["path,label", *rows[:-1], rows[-1][:-1] + "a"]))
-    with pytest.raises(ConfigError, match="their labels, split or groups are others now"):
+    with pytest.raises(ConfigError, match="have changed: their labels, split or groups"):
         run(table, model, interrupted)
     again = run(folder, model, interrupted, "optim.max_steps=2", fresh=True)
     assert again.num_steps == 2

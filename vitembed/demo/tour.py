@@ -21,6 +21,8 @@ from vitembed.demo.datasets import cifar10, fashion_mnist, imagenette
 from vitembed.demo.edits import write_edited_copies
 from vitembed.demo.emoji import emoji
 from vitembed.errors import DataError, VitembedError, printable
+from vitembed.pretrain.keep.files import RUN_FILE
+from vitembed.workspace import OWN_MODEL, Workspace
 
 MARKER = "demo.json"
 _MADE_BY = {"made_by": "vitembed demo"}
@@ -66,19 +68,22 @@ def run_tour(out: Path, *, dataset: str = "emoji", data_root: Path | None = None
 
 
 def _prepare(out: Path) -> Path:
-    """The folder, with what an earlier demo trained taken away; its data stay."""
+    """Make the folder, or check that it is of an earlier demo."""
     out = out.absolute()
     if out.exists() and not out.is_dir():
         raise DataError(f"{printable(out)} is no folder: name another with --out")
     if out.exists() and any(out.iterdir()) and not _is_demo(out):
         raise DataError(f"{printable(out)} is not empty and not from an earlier demo: name another folder with --out")
-    for made in ("model", "runs/model", "index", "cache"):  # models, labels and runs of other names are the user's
-        shutil.rmtree(out / ".vitembed" / made, ignore_errors=True)
-    for sheet in ("edited-copies.png", "another-artist.png"):
-        (out / sheet).unlink(missing_ok=True)
     (out / ".vitembed").mkdir(parents=True, exist_ok=True)
     (out / MARKER).write_text(json.dumps(_MADE_BY) + "\n", encoding="utf-8")
     return out
+
+
+def _again(out: Path) -> tuple[list[str], list[str]]:
+    """What pretrain and index need to be run once more in an earlier demo's folder: both keep what is there."""
+    place = Workspace(out)
+    trained = place.model_dir.exists() or (place.run_named(OWN_MODEL) / RUN_FILE).exists()
+    return ["--fresh"] if trained else [], ["--rebuild"] if place.index_dir.exists() else []
 
 
 def _is_demo(out: Path) -> bool:
@@ -90,17 +95,18 @@ def _is_demo(out: Path) -> bool:
 
 def _emoji_tour(out: Path, console: Console, budget: str) -> None:
     data = emoji(out / "emoji")
-    edited_dir = out / "edited"
-    shutil.rmtree(edited_dir, ignore_errors=True)
-    edited = write_edited_copies(data.google, edited_dir, np.random.default_rng(SEED))
+    edited = [out / "edited" / path.parent.name / f"{path.stem}.png" for path in data.google]
+    if not all(path.is_file() for path in edited):
+        edited = write_edited_copies(data.google, out / "edited", np.random.default_rng(SEED))
     console.print(
         f"{len(data)} emoji, each drawn by Google and by Twitter, and an edited copy (cropped, tinted, turned) of each "
         "of Google's.\nNo labels are used to train. What a user would type:\n"
     )
     google, twitter = _relative(out, data.google[0].parents[1]), _relative(out, data.twitter[0].parents[1])
     example = _relative(out, edited[data.names.index("see_no_evil")])
-    _type(out, console, ["pretrain", google, twitter, "--config", "emoji", "--time-budget", budget])
-    _type(out, console, ["index", google, twitter])
+    fresh, rebuild = _again(out)
+    _type(out, console, ["pretrain", google, twitter, "--config", "emoji", "--time-budget", budget, *fresh])
+    _type(out, console, ["index", google, twitter, *rebuild])
     _type(out, console, ["search", example, "-k", "5", "--html", "search.html"])
     _type(out, console, ["probe", google])
 
@@ -135,8 +141,9 @@ def _emoji_tour(out: Path, console: Console, budget: str) -> None:
 def _labelled_tour(out: Path, folder: Path, console: Console, budget: str) -> None:
     name = _relative(out, folder)
     query = sorted((folder / "test").glob("*/*"))[0]
-    _type(out, console, ["pretrain", f"{name}/train", "--time-budget", budget])
-    _type(out, console, ["index", f"{name}/train"])
+    fresh, rebuild = _again(out)
+    _type(out, console, ["pretrain", f"{name}/train", "--time-budget", budget, *fresh])
+    _type(out, console, ["index", f"{name}/train", *rebuild])
     _type(out, console, ["search", _relative(out, query), "-k", "5", "--html", "search.html"])
     _type(out, console, ["probe", name])
 

@@ -6,6 +6,7 @@ No torch here: ``config.json`` says what a folder holds, and whoever reads the w
 from __future__ import annotations
 
 import contextlib
+import filecmp
 import json
 import logging
 import shutil
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from vitembed.atomic import atomic_folder, link_or_copy
 from vitembed.errors import VitembedError, printable
-from vitembed.model.folder import CONFIG_FILE, MODEL_FILES
+from vitembed.model.folder import CONFIG_FILE, MODEL_FILES, PROBE_FILE, WEIGHTS_FILE
 from vitembed.model.late import stated_fingerprint
 from vitembed.workspace import Workspace
 
@@ -99,22 +100,43 @@ def free_name(folder: Path) -> Path:
 def keep_finished(model_dir: Path, workspace: Workspace) -> Iterator[None]:
     """Keep the finished model in ``model_dir`` as ``models/NAME@FINGERPRINT`` while another one takes its place.
 
-    Its files are linked there first: at no moment is the model in neither place. Where the new model has the same
-    weights, or none could be written, nothing is kept twice.
+    Its files are linked there first, so the model is always in one of the two places. A copy that an earlier call made
+    before it was killed is used again. Where the new model is the same, or could not be written, nothing is kept twice.
     """
     old = stated_fingerprint(model_dir)
     if old is None:
         yield
         return
-    kept = free_name(workspace.dir / "models" / kept_name(model_dir.name, old))
-    with atomic_folder(kept, MODEL_FILES) as folder:
-        for name in MODEL_FILES:
-            if (model_dir / name).is_file():
-                link_or_copy(model_dir / name, folder / name)
+    kept = workspace.dir / "models" / kept_name(model_dir.name, old)
+    is_there = _is_same_model(kept, model_dir)
+    if not is_there:
+        kept = free_name(kept)
+        with atomic_folder(kept, MODEL_FILES) as folder:
+            for name in MODEL_FILES:
+                file = model_dir / name
+                if file.is_symlink():  # its target is the user's, and a relative link would lead elsewhere
+                    shutil.copy2(file, folder / name)
+                elif file.is_file():
+                    link_or_copy(file, folder / name)
     try:
         yield
     finally:
-        if stated_fingerprint(model_dir) == old:
-            shutil.rmtree(kept, ignore_errors=True)
-        else:
+        if not _is_same_model(kept, model_dir):
             log.info("the finished model that was in %s is kept: %s", printable(model_dir), printable(kept))
+        elif not is_there:
+            shutil.rmtree(kept, ignore_errors=True)
+
+
+def _is_same_model(first: Path, second: Path) -> bool:
+    """Whether both folders hold the same encoder and classifier."""
+    found = stated_fingerprint(first)
+    if found is None or found != stated_fingerprint(second):
+        return False
+    for name in (WEIGHTS_FILE, PROBE_FILE):
+        pair = first / name, second / name
+        there = [file.is_file() for file in pair]
+        if there == [True, True] and not pair[0].samefile(pair[1]) and not filecmp.cmp(*pair, shallow=False):
+            return False
+        if there[0] != there[1]:
+            return False
+    return True

@@ -71,7 +71,7 @@ class PretrainResult:
     seconds: float
     """Training time of the whole run."""
     completed: bool
-    """False when interrupted: the same call goes on."""
+    """False when interrupted: the same call resumes it."""
     metrics: dict[str, int | float]
     """The newest line of ``metrics.jsonl``."""
     decision: dict[str, Any] | None = None
@@ -100,7 +100,7 @@ def pretrain(
 ) -> PretrainResult:
     """Train a ViT encoder on unlabelled images.
 
-    An interrupted run (Ctrl-C, SIGTERM, crash) goes on when called again with the same arguments. A finished model is
+    Call it again with the same arguments to resume an interrupted run (Ctrl-C, SIGTERM, crash). A finished model is
     never overwritten: where ``fresh`` trains another one in its place, it is kept as ``models/NAME@FINGERPRINT``.
 
     Args:
@@ -113,7 +113,7 @@ def pretrain(
         name: ``model`` for the workspace's own model, or another name to keep beside it.
         fresh: Train again where a run was interrupted or has finished; what it left is kept under another name.
         resume_on: Where the images of an interrupted run have changed: ``recorded`` finishes it on those that it began
-            with, ``new`` goes on from its weights with those of today. None: such a run is refused.
+            with, ``new`` continues from its weights with the current ones. None: such a run is refused.
         time_budget: Seconds in which the whole call shall end; the learning rate is planned for it.
         progress: Whether to show progress on stderr.
 

@@ -32,11 +32,13 @@ def check_files(outputs: Iterable[tuple[Path, Kind]], *, force: bool) -> None:
         ConfigError: If something is there that must not be replaced, or the folder cannot be made.
         DataError: The same, of a file that is no export.
     """
+    outputs = list(outputs)
     for path, kind in outputs:
         _make_parent(path)
+        check_output(path, kind)
+    for path, _ in outputs:  # only now: --force is offered where it would be followed
         if path.is_file() and not is_stream(path) and not force and path.stat().st_size:
             raise _is_there(path)
-        check_output(path, kind)
 
 
 def check_folder(path: Path, *, force: bool) -> None:
@@ -48,8 +50,6 @@ def check_folder(path: Path, *, force: bool) -> None:
     if os.path.lexists(path) and not path.is_dir() and not (path.is_symlink() and not path.exists()):
         raise ConfigError(f"{printable(path)} is no folder, and it is not replaced: name another place with -o")
     if path.is_dir():
-        if not force:
-            raise _is_there(path)
         if others := sorted({file.name for file in path.iterdir()} - FOLDER_FILES):
             raise ConfigError(
                 f"{printable(path)} holds {printable(others[0])}, which no export wrote: name another place with -o"
@@ -59,6 +59,8 @@ def check_folder(path: Path, *, force: bool) -> None:
             raise ConfigError(
                 f"{printable(path)} is no export of vitembed, and it is not replaced: name another place with -o"
             )
+        if not force:
+            raise _is_there(path)
     _make_parent(path)
 
 

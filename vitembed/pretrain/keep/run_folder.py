@@ -1,4 +1,4 @@
-"""What lies in a run folder: whether a run goes on, what a new one clears away, what is said when the disk is full."""
+"""The run folder: resume or start, what a new run sets aside, and what is reported when the disk is full."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _FREE_SETTINGS = (
 
 
 RESUME_ON = ("recorded", "new")
-"""What an interrupted run can go on with where its images have changed."""
+"""Ways to resume an interrupted run whose images have changed."""
 
 
 def prepare_run(
@@ -71,11 +71,11 @@ def prepare_run(
         model_dir: Where the model goes.
         config: The run.
         refs: Its images.
-        fresh: Start anew, whatever is there.
+        fresh: Start again, whatever is there.
         world_size: Processes in all.
         labels: What else belongs to the data: a run on the same images with other labels is another run.
         facts: The same by image, for the list of images.
-        resume_on: ``new`` where an interrupted run shall go on with other images than it began with.
+        resume_on: ``new`` to resume an interrupted run on other images than it started with.
 
     Raises:
         ConfigError: If the run here was another one, and what to do about it is for the user to say.
@@ -92,7 +92,7 @@ def prepare_run(
         raise ConfigError(
             f"--resume-on is for a run that was interrupted, and {printable(run_dir)} holds none: leave it out"
             if not fresh
-            else "--resume-on and --fresh contradict each other: go on with the interrupted run, or start again"
+            else "--resume-on and --fresh contradict each other: resume the interrupted run, or start again"
         )
     if old is not None and not fresh:
         changed = _changed_settings(old, config, world_size)
@@ -105,7 +105,7 @@ def prepare_run(
         if saved and images and resume_on == "new" and not changed:
             if not _takes_new_images(config):
                 raise ConfigError(f"--resume-on new is not for this run: {_why_not_new(config)}")
-            log.info("the interrupted run goes on from its weights with the images of today: %s", images)
+            log.info("the interrupted run continues from its weights with the current images: %s", images)
             write_image_list(run_dir, refs, facts)
             write_state(run_dir, {**old, "data_key": key, "num_images": len(refs)})
             return "resume"
@@ -113,8 +113,9 @@ def prepare_run(
             raise _refuse_other_images(run_dir, config, old, images)
         if saved and not finished and changed:
             raise ConfigError(
-                f"the interrupted run in {run_dir} had other settings ({_few(changed)}): repeat its command to go on, "
-                f"or start again with --fresh (its training state is kept in runs/{interrupted_name(run_dir.name)})"
+                f"the interrupted run in {printable(run_dir)} had other settings ({_few(changed)}): repeat its "
+                "command to resume, or start again with --fresh (its training state is kept in "
+                f"runs/{interrupted_name(run_dir.name)})"
             )
         if saved and not changed and not images:
             return "resume"
@@ -171,17 +172,17 @@ def _changed_images(
     if old["data_key"] == key:
         return ""
     if changes is not None and labels:
-        return "their labels, split or groups are others now"
-    what = "their files or labels" if labels else "their files"
-    return f"{old['num_images']} then, {len(refs)} now, or {what} changed"
+        return "their labels, split or groups"
+    what = "files or labels" if labels else "files"
+    return f"{old['num_images']} then, {len(refs)} now, or the {what} are not the same"
 
 
 def _refuse_finished(run_dir: Path, model_dir: Path, changed: Sequence[str]) -> ConfigError:
     fingerprint = stated_fingerprint(model_dir) or ""
     name = run_dir.name
     return ConfigError(
-        f"{name!r} has finished already, and this is another run ({_few(changed)}). Which is meant? To train on from "
-        f"it: --model {name} --name OTHER; to train again: --fresh (the finished model is kept as "
+        f"{name!r} has finished already, and this is another run ({_few(changed)}). Which is meant? To continue "
+        f"from it: --model {name} --name OTHER; to train again: --fresh (the finished model is kept as "
         f"{kept_name(name, fingerprint)}); to train another one beside it: --name OTHER"
     )
 
@@ -193,15 +194,16 @@ def _refuse_other_images(
     why_not = ""
     if isinstance(images, ImageChanges):
         if not images.lost:
-            ways.append(f"finish on the {counted(old['num_images'], 'image')} that it began with: --resume-on recorded")
+            ways.append(f"finish on the {counted(old['num_images'], 'image')} it started with: --resume-on recorded")
         else:
             be = "is" if len(images.lost) == 1 else "are"
             why_not = f" ({len(images.lost):,} of its images {be} gone or changed, so it cannot be finished on them)"
     if _takes_new_images(config):
-        ways.append("go on from its weights with the images of today: --resume-on new")
+        ways.append("continue from its weights with the current images: --resume-on new")
     ways.append(f"start again: --fresh (its training state is kept in runs/{interrupted_name(run_dir.name)})")
+    choice = "Either " if len(ways) > 1 else "Only one way is left: "
     return ConfigError(
-        f"the images of the interrupted run in {printable(run_dir)} are others now: {images}{why_not}. Either "
+        f"the images of the interrupted run in {printable(run_dir)} have changed: {images}{why_not}. {choice}"
         + "; or ".join(ways)
     )
 
@@ -212,8 +214,8 @@ def _takes_new_images(config: PretrainConfig | FinetuneConfig) -> bool:
 
 def _why_not_new(config: PretrainConfig | FinetuneConfig) -> str:
     if isinstance(config, FinetuneConfig):
-        return "with other images the split is another one, and images that were learned from would be tested"
-    return "a run from a trained model is compared with that model on the images that it began with"
+        return "other images change the split, and images already trained on would be tested"
+    return "a run from a trained model is compared with that model on the images it started with"
 
 
 def _few(lines: Sequence[str], most: int = 4) -> str:
@@ -246,14 +248,14 @@ def _set_aside(run_dir: Path, model_dir: Path, old: Mapping[str, Any] | None) ->
         log.info("the finished run is kept: %s", printable(target))
     else:
         log.info(
-            "the interrupted run is kept: %s (to go on with it, move that folder to runs/OTHER and repeat its command "
+            "the interrupted run is kept: %s (to resume it, move that folder to runs/OTHER and repeat its command "
             "with --name OTHER)",
             printable(target),
         )
 
 
 def recorded_images(run_dir: Path) -> list[ListedImage]:
-    """The images that an interrupted run began with, for ``--resume-on recorded``.
+    """Read the images that an interrupted run started with, for ``--resume-on recorded``.
 
     Raises:
         ConfigError: If there is no such run or list, or the files are not as they were.

@@ -236,7 +236,7 @@ def _run(
         "scores": {key: document[key]["accuracy"] for key in ("majority", "knn", "linear", "finetuned")},
         "verdict": document["verdict"],
     }
-    with keep_finished(model_dir, workspace):
+    with export_to(model_dir), keep_finished(model_dir, workspace):
         _export(model_dir, outcome, comparison, parent, config, facts, encoder_speed=str(encoder.speed), probe=probe)
     state = read_state(run_dir)
     state |= {"status": "complete", "num_images": report.num_images, "num_steps": outcome.num_steps}
@@ -287,28 +287,27 @@ def _export(
     from vitembed.pretrain.onward.frozen import parentage
     from vitembed.pretrain.supervised.module import preprocess_at
 
-    with export_to(model_dir):
-        save_model(
-            model_dir,
-            outcome.classifier.vit,
-            preprocess_at(parent, config.img_size),
-            pool="cls",
-            provenance={**facts, **parentage(parent)},
-            licence=parent.licence,
-        )
-        meta = {
-            "model": os.path.abspath(model_dir),  # noqa: PTH100  # links are kept
-            "pool": "cls",
-            "speed": encoder_speed,
-            "version": __version__,
-            "learned": "vitembed finetune",
-            "num_train": comparison.frozen.num_train,
-            "num_test": comparison.frozen.num_test,
-            "scores": comparison.tuned.to_dict(),
-            "abstain": comparison.abstain.to_dict(),
-            "seed": config.seed,
-        }
-        replace(probe, threshold=comparison.abstain.threshold, meta=meta).save(model_dir / PROBE_FILE)
+    save_model(
+        model_dir,
+        outcome.classifier.vit,
+        preprocess_at(parent, config.img_size),
+        pool="cls",
+        provenance={**facts, **parentage(parent)},
+        licence=parent.licence,
+    )
+    meta = {
+        "model": os.path.abspath(model_dir),  # noqa: PTH100  # links are kept
+        "pool": "cls",
+        "speed": encoder_speed,
+        "version": __version__,
+        "learned": "vitembed finetune",
+        "num_train": comparison.frozen.num_train,
+        "num_test": comparison.frozen.num_test,
+        "scores": comparison.tuned.to_dict(),
+        "abstain": comparison.abstain.to_dict(),
+        "seed": config.seed,
+    }
+    replace(probe, threshold=comparison.abstain.threshold, meta=meta).save(model_dir / PROBE_FILE)
 
 
 def _source(model: str | os.PathLike[str] | None, workspace: Workspace) -> str | os.PathLike[str]:
