@@ -77,7 +77,7 @@ def classify(
     folders = None if copy_to is None else SortedFolders(copy_to, saved.classes, link=link, inputs=images)
     listing = find_images(images)
     log_passed_over(listing.passed_over, listing.unfinished)
-    encoder = encoder_of_probe(saved, model, workspace).that_made(saved.fingerprint)
+    encoder = encoder_of_probe(saved, model, workspace)
     batches = classified(encoder, listing.refs, saved)
     bad: list[BadImage] = [*listing.bad]
     results: list[Classified] = []

@@ -17,7 +17,7 @@ from vitembed.collection.external import stat_of
 from vitembed.collection.finding.crop import Crop
 from vitembed.collection.nearest import QueryFile
 from vitembed.collection.plan import hash_content
-from vitembed.collection.update import StreamsVectors
+from vitembed.collection.update import StreamsVectors, version_of
 from vitembed.embeddings import unit_rows
 from vitembed.errors import DataError, MismatchError, ModelError, printable
 from vitembed.images.source import FileEntry, ImageRef, is_image
@@ -28,14 +28,6 @@ if TYPE_CHECKING:
 Query = str | os.PathLike[str] | np.ndarray
 _IMAGES_AT_ONCE = 16
 """Few enough to be decoded right here: starting workers takes longer."""
-
-
-@runtime_checkable
-class ComesInVersions(Protocol):
-    """An encoder that can decode as older versions of it did: ``Encoder``."""
-
-    def that_made(self, fingerprint: str) -> QueryEncoder:
-        """The version that made vectors of this fingerprint; itself if none did."""
 
 
 @runtime_checkable
@@ -191,9 +183,7 @@ def _image(query: Query) -> str:
 def _embed(
     collection: Collection, paths: Sequence[str], encoder_factory: Callable[[], QueryEncoder], crop: Crop | None
 ) -> list[np.ndarray]:
-    encoder = encoder_factory()
-    if isinstance(encoder, ComesInVersions):
-        encoder = encoder.that_made(collection.fingerprint)
+    encoder = version_of(encoder_factory(), collection.fingerprint)
     if encoder.fingerprint != collection.fingerprint:
         raise MismatchError(
             f"the collection is of encoder {collection.fingerprint[:12]}, the query's encoder is "

@@ -59,6 +59,7 @@ def classify(
     Raises:
         MismatchError: At once, if the encoder is another one than the probe's.
     """
+    encoder = encoder.that_made(probe.fingerprint)
     probe.check_fingerprint(encoder.fingerprint, encoder.name)
     return _batches(encoder, refs, probe, batch_size, num_workers)
 
