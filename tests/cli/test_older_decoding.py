@@ -20,7 +20,7 @@ from vitembed.probe.saving import SavedProbe
 
 @pytest.fixture
 def older(monkeypatch):
-    """Read models as before, inside of ``with older():``."""
+    """Give a context in which models are read as an older version read them."""
     from contextlib import contextmanager
 
     @contextmanager
