@@ -32,6 +32,7 @@ from vitembed.images.deep import (
     mend_order,
     png_bits,
     read_pnm,
+    stated_bits,
     wide_pixels,
     wide_rawmode,
 )
@@ -42,7 +43,7 @@ from vitembed.images.memory import memory_bytes
 from vitembed.images.mend import is_filled_up, missing_end, whole_jpegs, whole_png
 from vitembed.images.modes import deep_to_rgb, to_rgb
 from vitembed.images.source import ImageRef
-from vitembed.images.tiff import is_misread, read_tiff
+from vitembed.images.tiff import NEEDS_CODECS, has_right_high_bytes, is_misread, read_tiff
 
 Stream = BinaryIO | io.BytesIO
 """An open file, or what was made of one."""
@@ -256,9 +257,14 @@ def _decode_tiff(file: Stream, ref: ImageRef, options: DecodeOptions) -> Decoded
         except SyntaxError as error:  # a layout that Pillow does not know, or no TIFF at all
             return _by_tifffile(file, ref, options, error)
         _check_size(image, image.size, ref.path)
-        if is_misread(image):
-            return _by_tifffile(file, ref, options, None)
-        rawmode = wide_rawmode(image) if options.rules > 1 else None
+        high_bytes = is_misread(image) and has_right_high_bytes(image)
+        if is_misread(image) and not (high_bytes and options.rules == 1):
+            try:
+                return _by_tifffile(file, ref, options, None)
+            except BadImage as error:
+                if not (high_bytes and NEEDS_CODECS in error.reason and _needs_no_low_bytes(image, options)):
+                    raise
+        rawmode = wide_rawmode(image) if options.rules > 1 and not high_bytes else None
         try:
             if rawmode is not None:  # Pillow turns it while loading
                 return _from_deep(wide_pixels(rawmode, opened), 1, options)
@@ -271,6 +277,16 @@ def _decode_tiff(file: Stream, ref: ImageRef, options: DecodeOptions) -> Decoded
             except BadImage:
                 raise error from None
         return _upright(image, image.size, options, None)
+
+
+def _needs_no_low_bytes(image: ImageFile.ImageFile, options: DecodeOptions) -> bool:
+    """Whether an image whose high bytes alone can be read is scaled by all of its 16 bits."""
+    tags = getattr(image, "tag_v2", {})
+    image.load()
+    brightest = max(int(high) for _, high in image.getextrema())  # type: ignore[misc]
+    if options.depth == "auto":
+        return stated_bits(tags) is None and brightest >= 128
+    return options.depth in ("full", "16")
 
 
 def _by_tifffile(file: Stream, ref: ImageRef, options: DecodeOptions, refused: Exception | None) -> Decoded:
