@@ -283,7 +283,7 @@ def _needs_no_low_bytes(image: ImageFile.ImageFile, options: DecodeOptions) -> b
     """Whether an image whose high bytes alone can be read is scaled by all of its 16 bits."""
     tags = getattr(image, "tag_v2", {})
     image.load()
-    brightest = max(int(high) for _, high in image.getextrema())  # type: ignore[misc]
+    brightest = max(int(high) for _, high in image.getextrema()[:3])  # type: ignore[misc]
     if options.depth == "auto":
         return stated_bits(tags) is None and brightest >= 128
     return options.depth in ("full", "16")

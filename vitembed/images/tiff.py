@@ -43,9 +43,7 @@ def is_misread(image: ImageFile.ImageFile) -> bool:
 def has_right_high_bytes(image: ImageFile.ImageFile) -> bool:
     """Whether Pillow reads this TIFF's planes of 16-bit RGB as their high bytes: libtiff joins compressed ones."""
     tile = image.tile[0] if len(image.tile) == 1 else None
-    return (
-        tile is not None and tile.codec_name == "libtiff" and wide_rawmode(image) in ("RGB;16L", "RGB;16B", "RGB;16N")
-    )
+    return tile is not None and tile.codec_name == "libtiff" and (wide_rawmode(image) or "").startswith("RGB")
 
 
 def read_tiff(file: BinaryIO | io.BytesIO, path: str, frame: int, max_pixels: int) -> TiffPixels:
