@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from vitembed.images.preprocess import Preprocess  # loads Pillow: not needed where every query is indexed
 
 Query = str | os.PathLike[str] | np.ndarray
+log = logging.getLogger("vitembed")
+
 _IMAGES_AT_ONCE = 16
 """Few enough to be decoded right here: starting workers takes longer."""
 
@@ -199,17 +202,29 @@ def _embed(
         for _, error in batch.bad:
             raise error
         found.update(zip(batch.indices.tolist(), batch.vectors, strict=True))
+        _say_odd([(paths[place], words) for place, words in getattr(batch, "notes", [])])
     return [found[place] for place in range(len(paths))]
 
 
 def _embed_here(encoder: EmbedsArrays, paths: Sequence[str], crop: Crop | None) -> list[np.ndarray]:
     prepare = encoder.preprocess
-    vectors = list[np.ndarray]()
+    vectors, notes = list[np.ndarray](), list[tuple[str, str]]()
     for start in range(0, len(paths), _IMAGES_AT_ONCE):
         part = paths[start : start + _IMAGES_AT_ONCE]
         if crop is not None:
             pixels = [prepare.apply(crop.load(path, prepare.decode_options)) for path in part]
         else:
-            pixels = [prepare.load(ImageRef(path)) for path in part]
+            loaded = [prepare.load_image(ImageRef(path)) for path in part]
+            notes += [(path, words) for path, one in zip(part, loaded, strict=True) for words in one.notes]
+            pixels = [one.pixels for one in loaded]
         vectors.extend(encoder.embed_arrays(np.stack(pixels)))
+    _say_odd(notes)
     return vectors
+
+
+def _say_odd(notes: Sequence[tuple[str, str]]) -> None:
+    if notes:
+        from vitembed.images.loaded import note_lines
+
+        for line in note_lines(notes):
+            log.warning("%s", line)
