@@ -18,10 +18,9 @@ def odd(workspace):
     return "1 image: no end marker, pixels whole (open.jpg)"
 
 
-def test_notes_of_queries_and_of_what_is_classified(vitembed, workspace, photo_folder, odd, caplog):
+def test_notes_of_queries_and_of_what_is_classified(vitembed, workspace, photo_folder, odd):
     vitembed("index", "photos")
-    vitembed("search", "open.jpg", "-k", 1)
-    assert odd in caplog.messages
+    assert odd in vitembed("search", "open.jpg", "-k", 1).stderr
     vitembed("probe", "photos", "--save", "kinds.safetensors")
     done = vitembed("classify", "open.jpg", "half.jpg", "--probe", "kinds.safetensors")
     assert odd in done.stderr

@@ -27,6 +27,7 @@ from vitembed.config.running import DEPTHS
 from vitembed.errors import BadImage
 from vitembed.images.decode_scans import fewer_scans
 from vitembed.images.deep import (
+    UNUSED,
     Deep,
     jpeg2000_bits,
     mend_order,
@@ -230,7 +231,9 @@ def _decode(file: Stream, format_name: str, ref: ImageRef, options: DecodeOption
                 return _from_deep(deep._replace(bits=bits), orientation_of(image), options)
             image.load()
             # Icons tell their true size only now.
-            return _upright(image, full_size if scaled else image.size, options, _stated_bits(file, image, options))
+            size = full_size if scaled else image.size
+            decoded = _upright(image, size, options, _stated_bits(file, image, options))
+            return replace(decoded, notes=(*decoded.notes, UNUSED)) if _is_dim_sgi(file, image) else decoded
     except BadImage:
         raise
     except Exception as error:
@@ -337,6 +340,14 @@ def _stated_bits(file: Stream, image: PILImage, options: DecodeOptions) -> int |
     if image.format == "PPM" and (maximum := _PLAIN_MAXIMUM.match(_head(file))) is not None:
         return None if int(maximum[1]) == 65535 else 16  # Pillow has scaled it
     return None
+
+
+def _is_dim_sgi(file: Stream, image: PILImage) -> bool:
+    """Whether an SGI of 16 bits, of which Pillow gives the high bytes alone, is nearly black."""
+    # SGI's header has the bytes of a sample as its fourth.
+    if image.format != "SGI" or _head(file)[3:4] != b"\2":
+        return False
+    return max(int(high) for _, high in image.convert("RGB").getextrema()) < 64  # type: ignore[misc]
 
 
 _PLAIN_MAXIMUM = re.compile(rb"P2(?:(?:\s|#[^\n]*\n)+\d+){2}(?:\s|#[^\n]*\n)+(\d+)")
@@ -566,6 +577,9 @@ _TRUNCATED = (
 )
 
 
+_TOO_DEEP = re.compile(r"cannot handle (\d+)-bit layers|\(\d+, (16|32)\)")  # Pillow's words for JPEG and PSD
+
+
 def _reason(error: Exception, format_name: str) -> str:
     """One short phrase for what Pillow raised."""
     if isinstance(error, MemoryError):
@@ -575,6 +589,8 @@ def _reason(error: Exception, format_name: str) -> str:
     if isinstance(error, OSError) and error.errno is not None:
         return explain_os_error(error)
     message = " ".join(str(error).split())
+    if deep := _TOO_DEEP.fullmatch(message):
+        return f"{format_name} of {deep[1] or deep[2]} bits per channel is not read here: save it as PNG or TIFF"
     if isinstance(error, EOFError) or any(word in message.lower() for word in _TRUNCATED):
         return "truncated"
     return f"damaged {format_name} ({message[:80]})" if message else f"damaged {format_name}"
