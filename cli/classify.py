@@ -11,7 +11,16 @@ import typer
 from vitembed.errors import printable
 
 from .encoders import encoder_of_probe
-from .options import Images, JsonOption, ModelOption, ReportOption, StrictOption, WorkspaceOption, finite
+from .options import (
+    Images,
+    JsonOption,
+    ModelOption,
+    ReportOption,
+    StrictOption,
+    TolerantOption,
+    WorkspaceOption,
+    finite,
+)
 from .output import finish, note, progress_bar, say, say_csv, say_json, shown
 
 if TYPE_CHECKING:
@@ -42,6 +51,7 @@ def classify(
     ] = None,
     link: Annotated[bool, typer.Option("--link", help="With --copy-to: symbolic links, no copies.")] = False,
     model: ModelOption = None,
+    tolerant: TolerantOption = False,
     strict: StrictOption = False,
     report: ReportOption = None,
     workspace: WorkspaceOption = None,
@@ -77,9 +87,10 @@ def classify(
     folders = None if copy_to is None else SortedFolders(copy_to, saved.classes, link=link, inputs=images)
     listing = find_images(images)
     log_passed_over(listing.passed_over, listing.unfinished)
-    encoder = encoder_of_probe(saved, model, workspace).that_made(saved.fingerprint)
+    encoder = encoder_of_probe(saved, model, workspace, tolerant=tolerant)
     batches = classified(encoder, listing.refs, saved)
     bad: list[BadImage] = [*listing.bad]
+    notes: list[tuple[str, str]] = []
     results: list[Classified] = []
     num_done = num_sure = 0
     width = max(len("unsure"), *(len(printable(str(label))) for label in saved.classes))
@@ -88,6 +99,7 @@ def classify(
     with progress_bar("classifying") as advance:
         for batch in batches:
             bad += batch.bad
+            notes += batch.notes
             for result in batch.results:
                 if folders is not None:
                     folders.add(result.path, result.label)
@@ -110,7 +122,7 @@ def classify(
         raise DataError(f"no readable image in {', '.join(images)}")
     if json:
         say_json({"classes": saved.classes, "threshold": saved.threshold, "results": [r.to_dict() for r in results]})
-    note(f"{num_done:,} images: {num_sure:,} labelled, {num_done - num_sure:,} unsure")
+    note(f"{num_done:,} image{'s' if num_done != 1 else ''}: {num_sure:,} labelled, {num_done - num_sure:,} unsure")
     if folders is not None:
         note(f"{'linked' if link else 'copied'} into {shown(folders.directory)}")
-    finish(bad, strict=strict, report=report)
+    finish(bad, strict=strict, report=report, notes=notes)

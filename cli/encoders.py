@@ -229,7 +229,9 @@ def model_or_public(model: str | None, workspace: Path | None) -> str:
     return model
 
 
-def encoder_of_probe(saved: SavedProbe, model: str | None, workspace: Path | None) -> Encoder:
+def encoder_of_probe(
+    saved: SavedProbe, model: str | None, workspace: Path | None, *, tolerant: bool = False
+) -> Encoder:
     """The encoder that a saved probe belongs to, unless ``--model`` names one; where it is gone, the workspace's.
 
     A probe may come from anybody, so of public names only those of the catalogue are followed.
@@ -247,4 +249,4 @@ def encoder_of_probe(saved: SavedProbe, model: str | None, workspace: Path | Non
         source = public_source(recorded)
         if os.path.lexists(recorded) or (source is not None and source.row is not None):
             model = recorded
-    return open_encoder(model, workspace, pool=pool if isinstance(pool, str) else None, speed=speed)
+    return open_encoder(model, workspace, pool=pool if isinstance(pool, str) else None, speed=speed, tolerant=tolerant)

@@ -111,7 +111,7 @@ def label(
     labels = labels or _default_labels(images[0], workspace)
     if names is None and not labels.is_file() and not labels.with_name(f"{labels.name}.json").is_file():
         raise DataError(NO_CLASSES)
-    encoder, vectors, bad = _indexed(images, model, workspace)
+    encoder, vectors, bad, odd = _indexed(images, model, workspace)
     session = LabelSession(vectors, names, labels_file=labels, seed=seed)
     session.save()
     for line in session.notes:
@@ -132,7 +132,7 @@ def label(
         for line in progress_lines(session):
             say(line)
         say(f"labels: {shown(labels)}")
-    finish(bad, strict=strict, report=report)
+    finish(bad, strict=strict, report=report, notes=odd)
     problems()
 
 
@@ -142,7 +142,7 @@ def _nothing() -> None:
 
 def _indexed(
     images: list[str], model: str | None, workspace: Path | None
-) -> tuple[LateEncoder, Embeddings, list[BadImage]]:
+) -> tuple[LateEncoder, Embeddings, list[BadImage], list[tuple[str, str]]]:
     """Bring the workspace's collection up to date for these images, and give their vectors."""
     from vitembed.collection.collection import Collection
     from vitembed.images.source import walk
@@ -162,7 +162,7 @@ def _indexed(
         finish(done.bad, strict=False, report=None)
         raise DataError(f"no readable image in {', '.join(map(shown, images))}")
     note(f"index: {len(rows):,} of these images, {done.num_embedded:,} of them embedded now")
-    return encoder, vectors[rows], done.bad
+    return encoder, vectors[rows], done.bad, done.notes
 
 
 def _default_labels(images: str, workspace: Path | None) -> Path:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from vitembed.config.running import DEPTHS, DataConfig
-from vitembed.errors import ConfigError, ModelError
+from vitembed.errors import BadImage, ConfigError, ModelError
 from vitembed.images.decode import DecodeOptions, decode, decode_image, decode_pil
 from vitembed.images.deep import UNUSED
 from vitembed.images.preprocess import Preprocess
@@ -252,3 +252,13 @@ def test_wrong_depths_are_refused():
         Preprocess.from_dict(Preprocess().to_dict() | {"depth": "17"})
     with pytest.raises(ValueError, match="depth must be one of"):
         DecodeOptions(depth="bits")
+
+
+def test_depths_that_pillow_does_not_give_are_named(put):
+    psd = b"8BPS\0\1" + bytes(6) + b"\0\3\0\0\0\x08\0\0\0\x08\0\x10\0\3" + bytes(12) + b"\0\0" + bytes(384)
+    with pytest.raises(BadImage, match="PSD of 16 bits per channel is not read here: save it as PNG or TIFF"):
+        decode(put(psd))
+    for white, notes in ((4095, (UNUSED,)), (65535, ())):
+        samples = np.full((3, 8, 8), white, ">u2")
+        sgi = b"\x01\xda\0\2\0\3\0\x08\0\x08\0\3" + bytes(500) + samples.tobytes()
+        assert decode_image(put(sgi, "a.sgi")).notes == notes

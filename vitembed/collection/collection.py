@@ -37,6 +37,7 @@ from vitembed.collection.update import (
     embed_plan,
     record_plan,
     report_plan,
+    version_of,
 )
 from vitembed.config.ranges import BATCH_SIZE, NUM_WORKERS, check_numbers
 from vitembed.embeddings import Embeddings
@@ -93,7 +94,8 @@ class Collection(Readable):
                 others, until the first ``update`` or ``update_from`` of this one has ended well and replaces it.
 
         Raises:
-            MismatchError: If the one that is there belongs to another encoder, or stores vectors in another type.
+            MismatchError: If the one that is there belongs to another encoder, or to an older version's decoding (which
+                ``open`` and ``update`` keep to), or stores vectors in another type.
             CollectionError: If it cannot be written, is damaged, of a newer format, or held by another writer.
         """
         folder = _absolute(directory)
@@ -170,7 +172,8 @@ class Collection(Readable):
         loses no more than that, and the same call goes on from there.
 
         Args:
-            encoder: Must be the one that made the collection.
+            encoder: Must be the one that made the collection. One that decodes otherwise than an older version did
+                goes back to that version's decoding (``Encoder.that_made``).
             inputs: Folders (recursive), files, ``@list.txt``.
             batch_size: Images per pass through the model.
             num_workers: Threads that decode; by default the encoder's own choice.
@@ -187,6 +190,7 @@ class Collection(Readable):
         """
         start = time.perf_counter()
         check_numbers(batch_size=(batch_size, BATCH_SIZE), num_workers=(num_workers, NUM_WORKERS))
+        encoder = version_of(encoder, self.fingerprint)
         self._refuse_others(encoder.fingerprint, encoder.embed_dim)
         left_out = 0
         with exclusive(self.directory / LOCK_FILE, CollectionError, announce=False):

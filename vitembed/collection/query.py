@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ from vitembed.collection.external import stat_of
 from vitembed.collection.finding.crop import Crop
 from vitembed.collection.nearest import QueryFile
 from vitembed.collection.plan import hash_content
-from vitembed.collection.update import StreamsVectors
+from vitembed.collection.update import StreamsVectors, version_of
 from vitembed.embeddings import unit_rows
 from vitembed.errors import DataError, MismatchError, ModelError, printable
 from vitembed.images.source import FileEntry, ImageRef, is_image
@@ -26,16 +27,10 @@ if TYPE_CHECKING:
     from vitembed.images.preprocess import Preprocess  # loads Pillow: not needed where every query is indexed
 
 Query = str | os.PathLike[str] | np.ndarray
+log = logging.getLogger("vitembed")
+
 _IMAGES_AT_ONCE = 16
 """Few enough to be decoded right here: starting workers takes longer."""
-
-
-@runtime_checkable
-class ComesInVersions(Protocol):
-    """An encoder that can decode as older versions of it did: ``Encoder``."""
-
-    def that_made(self, fingerprint: str) -> QueryEncoder:
-        """The version that made vectors of this fingerprint; itself if none did."""
 
 
 @runtime_checkable
@@ -191,9 +186,7 @@ def _image(query: Query) -> str:
 def _embed(
     collection: Collection, paths: Sequence[str], encoder_factory: Callable[[], QueryEncoder], crop: Crop | None
 ) -> list[np.ndarray]:
-    encoder = encoder_factory()
-    if isinstance(encoder, ComesInVersions):
-        encoder = encoder.that_made(collection.fingerprint)
+    encoder = version_of(encoder_factory(), collection.fingerprint)
     if encoder.fingerprint != collection.fingerprint:
         raise MismatchError(
             f"the collection is of encoder {collection.fingerprint[:12]}, the query's encoder is "
@@ -209,17 +202,29 @@ def _embed(
         for _, error in batch.bad:
             raise error
         found.update(zip(batch.indices.tolist(), batch.vectors, strict=True))
+        _say_odd([(paths[place], words) for place, words in getattr(batch, "notes", [])])
     return [found[place] for place in range(len(paths))]
 
 
 def _embed_here(encoder: EmbedsArrays, paths: Sequence[str], crop: Crop | None) -> list[np.ndarray]:
     prepare = encoder.preprocess
-    vectors = list[np.ndarray]()
+    vectors, notes = list[np.ndarray](), list[tuple[str, str]]()
     for start in range(0, len(paths), _IMAGES_AT_ONCE):
         part = paths[start : start + _IMAGES_AT_ONCE]
         if crop is not None:
             pixels = [prepare.apply(crop.load(path, prepare.decode_options)) for path in part]
         else:
-            pixels = [prepare.load(ImageRef(path)) for path in part]
+            loaded = [prepare.load_image(ImageRef(path)) for path in part]
+            notes += [(path, words) for path, one in zip(part, loaded, strict=True) for words in one.notes]
+            pixels = [one.pixels for one in loaded]
         vectors.extend(encoder.embed_arrays(np.stack(pixels)))
+    _say_odd(notes)
     return vectors
+
+
+def _say_odd(notes: Sequence[tuple[str, str]]) -> None:
+    if notes:
+        from vitembed.images.loaded import note_lines
+
+        for line in note_lines(notes):
+            log.warning("%s", line)

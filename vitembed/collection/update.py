@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
@@ -21,6 +21,8 @@ from vitembed.images.source import ImageRef
 
 MAX_UNCOMMITTED_IMAGES = 1_000
 MAX_UNCOMMITTED_SECONDS = 30.0
+
+Version = TypeVar("Version")
 
 
 @runtime_checkable
@@ -56,6 +58,19 @@ class StreamsVectors(Protocol):
         self, refs: Sequence[ImageRef], *, batch_size: int = 64, num_workers: int | None = None
     ) -> Iterator[EmbeddedImages]:
         """Vectors batch by batch."""
+
+
+@runtime_checkable
+class ComesInVersions(Protocol):
+    """An encoder that can also decode as older versions of it did: ``Encoder``."""
+
+    def that_made(self, fingerprint: str) -> Any:
+        """Give the version that made vectors of this fingerprint; itself if none did."""
+
+
+def version_of(encoder: Version, fingerprint: str) -> Version:
+    """Give the version of an encoder that made vectors of this fingerprint; the encoder itself if none did."""
+    return encoder.that_made(fingerprint) if isinstance(encoder, ComesInVersions) else encoder
 
 
 @dataclass(frozen=True)

@@ -27,11 +27,13 @@ from vitembed.config.running import DEPTHS
 from vitembed.errors import BadImage
 from vitembed.images.decode_scans import fewer_scans
 from vitembed.images.deep import (
+    UNUSED,
     Deep,
     jpeg2000_bits,
     mend_order,
     png_bits,
     read_pnm,
+    stated_bits,
     wide_pixels,
     wide_rawmode,
 )
@@ -42,7 +44,7 @@ from vitembed.images.memory import memory_bytes
 from vitembed.images.mend import is_filled_up, missing_end, whole_jpegs, whole_png
 from vitembed.images.modes import deep_to_rgb, to_rgb
 from vitembed.images.source import ImageRef
-from vitembed.images.tiff import is_misread, read_tiff
+from vitembed.images.tiff import NEEDS_CODECS, has_right_high_bytes, is_misread, read_tiff
 
 Stream = BinaryIO | io.BytesIO
 """An open file, or what was made of one."""
@@ -229,7 +231,9 @@ def _decode(file: Stream, format_name: str, ref: ImageRef, options: DecodeOption
                 return _from_deep(deep._replace(bits=bits), orientation_of(image), options)
             image.load()
             # Icons tell their true size only now.
-            return _upright(image, full_size if scaled else image.size, options, _stated_bits(file, image, options))
+            size = full_size if scaled else image.size
+            decoded = _upright(image, size, options, _stated_bits(file, image, options))
+            return replace(decoded, notes=(*decoded.notes, UNUSED)) if _is_dim_sgi(file, image) else decoded
     except BadImage:
         raise
     except Exception as error:
@@ -256,9 +260,14 @@ def _decode_tiff(file: Stream, ref: ImageRef, options: DecodeOptions) -> Decoded
         except SyntaxError as error:  # a layout that Pillow does not know, or no TIFF at all
             return _by_tifffile(file, ref, options, error)
         _check_size(image, image.size, ref.path)
-        if is_misread(image):
-            return _by_tifffile(file, ref, options, None)
-        rawmode = wide_rawmode(image) if options.rules > 1 else None
+        high_bytes = is_misread(image) and has_right_high_bytes(image)
+        if is_misread(image) and not (high_bytes and options.rules == 1):
+            try:
+                return _by_tifffile(file, ref, options, None)
+            except BadImage as error:
+                if not (high_bytes and NEEDS_CODECS in error.reason and _needs_no_low_bytes(image, options)):
+                    raise
+        rawmode = wide_rawmode(image) if options.rules > 1 and not high_bytes else None
         try:
             if rawmode is not None:  # Pillow turns it while loading
                 return _from_deep(wide_pixels(rawmode, opened), 1, options)
@@ -271,6 +280,16 @@ def _decode_tiff(file: Stream, ref: ImageRef, options: DecodeOptions) -> Decoded
             except BadImage:
                 raise error from None
         return _upright(image, image.size, options, None)
+
+
+def _needs_no_low_bytes(image: ImageFile.ImageFile, options: DecodeOptions) -> bool:
+    """Whether an image whose high bytes alone can be read is scaled by all of its 16 bits."""
+    tags = getattr(image, "tag_v2", {})
+    image.load()
+    brightest = max(int(high) for _, high in image.getextrema()[:3])  # type: ignore[misc]
+    if options.depth == "auto":
+        return stated_bits(tags) is None and brightest >= 128
+    return options.depth in ("full", "16")
 
 
 def _by_tifffile(file: Stream, ref: ImageRef, options: DecodeOptions, refused: Exception | None) -> Decoded:
@@ -321,6 +340,14 @@ def _stated_bits(file: Stream, image: PILImage, options: DecodeOptions) -> int |
     if image.format == "PPM" and (maximum := _PLAIN_MAXIMUM.match(_head(file))) is not None:
         return None if int(maximum[1]) == 65535 else 16  # Pillow has scaled it
     return None
+
+
+def _is_dim_sgi(file: Stream, image: PILImage) -> bool:
+    """Whether an SGI of 16 bits, of which Pillow gives the high bytes alone, is nearly black."""
+    # SGI's header has the bytes of a sample as its fourth.
+    if image.format != "SGI" or _head(file)[3:4] != b"\2":
+        return False
+    return max(int(high) for _, high in image.convert("RGB").getextrema()) < 64  # type: ignore[misc]
 
 
 _PLAIN_MAXIMUM = re.compile(rb"P2(?:(?:\s|#[^\n]*\n)+\d+){2}(?:\s|#[^\n]*\n)+(\d+)")
@@ -550,6 +577,9 @@ _TRUNCATED = (
 )
 
 
+_TOO_DEEP = re.compile(r"cannot handle (\d+)-bit layers|\(\d+, (16|32)\)")  # Pillow's words for JPEG and PSD
+
+
 def _reason(error: Exception, format_name: str) -> str:
     """One short phrase for what Pillow raised."""
     if isinstance(error, MemoryError):
@@ -559,6 +589,8 @@ def _reason(error: Exception, format_name: str) -> str:
     if isinstance(error, OSError) and error.errno is not None:
         return explain_os_error(error)
     message = " ".join(str(error).split())
+    if deep := _TOO_DEEP.fullmatch(message):
+        return f"{format_name} of {deep[1] or deep[2]} bits per channel is not read here: save it as PNG or TIFF"
     if isinstance(error, EOFError) or any(word in message.lower() for word in _TRUNCATED):
         return "truncated"
     return f"damaged {format_name} ({message[:80]})" if message else f"damaged {format_name}"

@@ -13,12 +13,14 @@ import numpy.typing as npt
 from PIL import ImageFile
 
 from vitembed.errors import BadImage
-from vitembed.images.deep import Deep, stated_bits, to_8_bits
+from vitembed.images.deep import Deep, stated_bits, to_8_bits, wide_rawmode
 
 _BITS, _PHOTOMETRIC, _ORIENTATION, _PLANAR, _EXTRA, _SAMPLE_FORMAT = 258, 262, 274, 284, 338, 339
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _CMYK = 0, 1, 2, 5
 _COLOURS = {_WHITE_IS_ZERO: 1, _BLACK_IS_ZERO: 1, _RGB: 3, _CMYK: 4}
 _MAX_SAMPLES = 64
+NEEDS_CODECS = "needs the package imagecodecs"
+"""In the reason of a compression that is read with more packages alone."""
 
 
 class TiffPixels(NamedTuple):
@@ -36,6 +38,12 @@ def is_misread(image: ImageFile.ImageFile) -> bool:
     planes = tags.get(_PLANAR) == 2 and len(bits) > 1
     signed_bytes = 2 in _tuple(tags.get(_SAMPLE_FORMAT, 1)) and max(bits) == 8
     return signed_bytes or (planes and (max(bits) > 8 or 1 in _tuple(tags.get(_EXTRA, ()))))
+
+
+def has_right_high_bytes(image: ImageFile.ImageFile) -> bool:
+    """Whether Pillow reads this TIFF's planes of 16-bit RGB as their high bytes: libtiff joins compressed ones."""
+    tile = image.tile[0] if len(image.tile) == 1 else None
+    return tile is not None and tile.codec_name == "libtiff" and (wide_rawmode(image) or "").startswith("RGB")
 
 
 def read_tiff(file: BinaryIO | io.BytesIO, path: str, frame: int, max_pixels: int) -> TiffPixels:
@@ -77,7 +85,10 @@ def _read(page: Any, path: str, max_pixels: int, file: BinaryIO | io.BytesIO) ->
         raise BadImage(path, f"TIFF: {name} with {kind} is not read here: save it as 8- or 16-bit RGB or grey")
     if not colours <= samples <= _MAX_SAMPLES:
         raise BadImage(path, f"TIFF: {kind} is not read here: save it as 8- or 16-bit RGB or grey")
-    _refuse_truncated(page, path, file)
+    tags = {tag.code: tag.value for tag in page.tags if tag.code not in (273, 279, 324, 325)}
+    extra = [int(value) for value in _tuple(tags.get(_EXTRA, ()))]
+    has_alpha = extra[:1] in ([1], [2]) and samples > colours
+    _refuse_truncated(page, path, file, colours + has_alpha)
     try:
         array = page.asarray(maxworkers=1)
     except Exception as error:
@@ -85,19 +96,16 @@ def _read(page: Any, path: str, max_pixels: int, file: BinaryIO | io.BytesIO) ->
             packed = str(getattr(page.compression, "name", page.compression)).lower()
             raise BadImage(
                 path,
-                f"TIFF: {kind}, {packed}: needs the package imagecodecs (pip install imagecodecs), or save it "
-                "without compression",
+                f"TIFF: {kind}, {packed}: {NEEDS_CODECS} (pip install imagecodecs), or save it without compression",
             ) from error
         raise
     planes = samples > 1 and page.planarconfig == 2
     array = (
         np.moveaxis(array.reshape(samples, height, width), 0, 2) if planes else array.reshape(height, width, samples)
     )
-    tags = {tag.code: tag.value for tag in page.tags if tag.code not in (273, 279, 324, 325)}
-    extra = [int(value) for value in _tuple(tags.get(_EXTRA, ()))]
     notes = (f"only the first of {samples} channels is read",) if samples > colours and not {1, 2} & {*extra} else ()
     values, alpha = array[..., :colours], None
-    if extra[:1] in ([1], [2]) and samples > colours:
+    if has_alpha:
         share = _share(array[..., colours])
         alpha = np.rint(share * 255).astype(np.uint8)
         if extra[0] == 1:  # colours come multiplied by it
@@ -114,13 +122,16 @@ def _read(page: Any, path: str, max_pixels: int, file: BinaryIO | io.BytesIO) ->
     return TiffPixels(Deep(values, alpha, bits, photometric == _WHITE_IS_ZERO), orientation, notes)
 
 
-def _refuse_truncated(page: Any, path: str, file: BinaryIO | io.BytesIO) -> None:
-    """What is missing would be filled with zeros."""
+def _refuse_truncated(page: Any, path: str, file: BinaryIO | io.BytesIO, num_read: int) -> None:
+    """Refuse a file without all pixels of the channels that are read: zeros would take their place."""
     end = file.seek(0, 2)
     parts = list(zip(page.dataoffsets, page.databytecounts, strict=False))
+    samples = page.samplesperpixel
+    if samples > 1 and page.planarconfig == 2:  # one channel behind the other
+        parts, samples = parts[: len(parts) * num_read // samples], num_read
     packed = int(page.compression) != 1
     total = sum(count for _, count in parts)
-    whole = page.imagewidth * page.imagelength * page.samplesperpixel * page.bitspersample // 8
+    whole = page.imagewidth * page.imagelength * samples * page.bitspersample // 8
     broken = not parts or any(at <= 0 or count <= 0 or at + count > end for at, count in parts)
     if broken or (not packed and total < whole):
         raise BadImage(path, "truncated")

@@ -128,12 +128,14 @@ class Encoder:
         self._forward = self.speed.applied(self.vit, self.device)
 
     def that_made(self, fingerprint: str) -> Encoder:
-        """Give this encoder, or the same with decoding as before there was a ``depth``, whichever has the fingerprint.
+        """Give the version of this encoder with the fingerprint; the encoder itself if none has it.
+
+        There are two versions: today's decoding, and the decoding of models older than ``depth``.
 
         Args:
-            fingerprint: Of vectors or a probe, perhaps of an older version.
+            fingerprint: Of vectors or a probe, perhaps made by an older version of vitembed.
         """
-        if self.fingerprint == fingerprint:
+        if fingerprint in ("", self.fingerprint) or self.preprocess == self.preprocess.as_before():
             return self
         before = Encoder(
             self.vit,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from vitembed.errors import BadImage
@@ -37,6 +37,8 @@ class ClassifiedBatch:
     results: list[Classified]
     bad: list[BadImage]
     """Images that could not be read."""
+    notes: list[tuple[str, str]] = field(default_factory=list)
+    """Path and words for each image that is good though its file is odd."""
 
 
 def classify(
@@ -59,6 +61,7 @@ def classify(
     Raises:
         MismatchError: At once, if the encoder is another one than the probe's.
     """
+    encoder = encoder.that_made(probe.fingerprint)
     probe.check_fingerprint(encoder.fingerprint, encoder.name)
     return _batches(encoder, refs, probe, batch_size, num_workers)
 
@@ -79,4 +82,5 @@ def _batches(
             )
             for i, index in enumerate(batch.indices.tolist())
         ]
-        yield ClassifiedBatch(results, [problem for _, problem in batch.bad])
+        notes = [(refs[index].path, words) for index, words in batch.notes]
+        yield ClassifiedBatch(results, [problem for _, problem in batch.bad], notes)

@@ -50,6 +50,7 @@ def write_explanation(
     """
     kind = page_or_picture(path)
     check_output(path, kind)
+    encoder = encoder.that_made(fingerprint)
     if encoder.fingerprint != fingerprint:
         raise MismatchError(
             f"the collection is of encoder {fingerprint[:12]}, this is encoder {encoder.fingerprint[:12]}: "

@@ -79,7 +79,7 @@ def query_encoder(
     found = open_query_graph(directory, fingerprint) if graph else None
     if found is not None:
         return found
-    encoder = load()
+    encoder = load().that_made(fingerprint)
     if encoder.fingerprint == fingerprint:
         keep_query_graph(directory, encoder)
     return encoder
