@@ -15,6 +15,7 @@ import itertools
 import json
 import logging
 import os
+import re
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
@@ -23,7 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vitembed.csv_text import column_name, delimited, encoding_of
+from vitembed.csv_text import delimited, encoding_of
 from vitembed.embeddings import Embeddings, refuse_copies
 from vitembed.errors import BadImage, DataError, printable
 from vitembed.outputs import VECTORS, VECTORS_HEADER, check_output, is_stream, output_file, write_output
@@ -45,6 +46,7 @@ Header = dict[str, Any]
 FORMAT_VERSION = 1
 _HEAD_BYTES = 1 << 16
 _ARROW_FILE = b"ARROW1"
+_UNNAMED = re.compile(r"arr_\d+")
 _WITH_SIDECAR = (".npy", ".csv")
 _OLD, _NEW_CRC32 = "replaced", "crc32"  # in the file beside them, for the moment in which vectors are replaced
 
@@ -238,11 +240,9 @@ def _read_npz(path: Path) -> Content:
                 ) from error
             return found
 
-        if len(names) and not any(column_name(name) in NAMES_VECTOR for name in names):  # np.savez(file, vectors)
-            matrices = [name for name in names if array(name).ndim == 2]
-            vector = matrices[0] if len(matrices) == 1 else one_vector_name(names, "array")
-        else:
-            vector = one_vector_name(names, "array")
+        unnamed = [name for name in names if _UNNAMED.fullmatch(name)]  # of np.savez(file, vectors, ...)
+        matrices = [name for name in unnamed if array(name).ndim == 2] if unnamed == names else []
+        vector = matrices[0] if len(matrices) == 1 else one_vector_name(names, "array")
         if "header" in names:  # one of ours
             ids = array("ids").astype(str).tolist() if "ids" in names else None
             labels = array("labels") if "labels" in names else None
@@ -575,9 +575,8 @@ def _read_sidecar(path: Path) -> Header | None:
         beside = path.with_name(path.name + ".json")
         if not beside.is_file():
             return None
-    header: Header = read_document(
-        beside, needs={"format": int, "ids": list}, advice="delete it to read the vectors without their ids"
-    )
+    needs = {"format": int, **({"ids": list} if path.suffix.lower() == ".npy" else {})}
+    header: Header = read_document(beside, needs=needs, advice="delete it to read the vectors bare")
     if _OLD in header and header[_NEW_CRC32] != _crc32(path):  # writing was cut short: the old vectors are there
         old: Header | None = header[_OLD]
         return old
