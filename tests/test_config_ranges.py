@@ -8,6 +8,7 @@ from types import UnionType
 from typing import Union, get_args, get_origin, get_type_hints
 
 import pytest
+from PIL import Image
 
 import vitembed.config.architecture
 import vitembed.config.finetuning
@@ -16,6 +17,8 @@ import vitembed.config.running
 from vitembed.config import FinetuneConfig, PretrainConfig, ViTConfig, to_dict
 from vitembed.config.ranges import RANGES
 from vitembed.errors import ConfigError
+from vitembed.pretrain.run import pretrain
+from vitembed.pretrain.supervised.run import finetune
 from vitembed.recipes import config_from_dict, load_config
 
 MODULES = (vitembed.config, vitembed.config.architecture, vitembed.config.finetuning, vitembed.config.learning)
@@ -107,3 +110,19 @@ def test_architectures_are_refused_alike():
                 ViTConfig(**{**plain, name: odd if allowed.whole else float(odd)})
             assert name in str(caught.value)
             assert str(allowed) in str(caught.value)
+
+
+def test_a_time_budget_out_of_range_is_refused(tmp_path):
+    for number in range(8):
+        (tmp_path / f"{number % 2}").mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"{number % 2}/{number}.png")
+    for budget in (math.nan, -1.0, 1e308):
+        for train in (pretrain, finetune):
+            with pytest.raises(ConfigError, match="time_budget_seconds must be a number in"):
+                train(tmp_path, time_budget=budget, workspace=tmp_path / "w")
+
+
+def test_numbers_too_large_for_a_float_are_refused():
+    for key in ("time_budget_seconds", "optim.base_lr", "seed"):
+        with pytest.raises(ConfigError, match=f"{key} is a number too large to compute with: 1000"):
+            load_config(PretrainConfig, None, [f"{key}=1{'0' * 5000}"])

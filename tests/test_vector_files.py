@@ -16,7 +16,9 @@ from safetensors.numpy import save_file
 
 from vitembed.collection.external import unit_vectors
 from vitembed.embeddings import Embeddings, checked_ids, plain_array
-from vitembed.errors import DataError
+from vitembed.errors import BadImage, DataError
+from vitembed.images.decode import decode
+from vitembed.images.source import ImageRef
 from vitembed.vector_columns import ID_NAMES
 from vitembed.vector_files import is_vector_file, vector_format
 
@@ -219,7 +221,8 @@ def test_npz_that_is_refused(tmp_path):
     for arrays, message in (
         ({"vectors": VECTORS, "filenames": np.array(NAMES, dtype=object)}, "'filenames' holds Python objects"),
         ({"vectors": np.array([VECTORS, None], dtype=object)}, "'vectors' holds Python objects"),
-        ({"arr_0": VECTORS}, "no array named 'vectors', only arr_0"),
+        ({"arr_0": VECTORS, "arr_1": VECTORS}, "no array named 'vectors', only arr_0, arr_1"),
+        ({"arr_0": VECTORS[0]}, "no array named 'vectors', only arr_0"),
         ({"embedding": VECTORS, "features": VECTORS}, "arrays embedding, features could all be the vectors"),
         ({"vectors": VECTORS, "ids": NAMES[:3]}, "3 ids for 5 vectors"),
         ({"vectors": VECTORS, "ids": ["a", "", "c", "d", "e"]}, "row 1 .*: the id is empty"),
@@ -227,6 +230,34 @@ def test_npz_that_is_refused(tmp_path):
         np.savez(tmp_path / "v.npz", allow_pickle=True, **arrays)
         with pytest.raises(DataError, match=message):
             Embeddings.load(tmp_path / "v.npz")
+
+
+def test_unnamed_arrays_and_arrow_streams(tmp_path):
+    np.savez(tmp_path / "one.npz", VECTORS)
+    loads(tmp_path / "one.npz", "01234")
+    np.savez(tmp_path / "two.npz", np.arange(5), VECTORS)
+    loads(tmp_path / "two.npz", "01234")
+    table = pa.table({"id": list("abcde"), "vector": VECTORS.tolist()})
+    for opened, name in ((pa.ipc.new_stream, "stream"), (pa.ipc.new_file, "file")):
+        with opened(tmp_path / name, table.schema) as writer:
+            writer.write_table(table)
+        loads(tmp_path / name, "abcde")
+
+
+@pytest.mark.parametrize("name", ["v.npz", "V.CSV", "v"])
+def test_vectors_given_as_an_image_are_named(name, tmp_path):
+    Embeddings(VECTORS, list("abcde"), "").save(tmp_path / ("v.csv" if name == "V.CSV" else "v.npz"))
+    next(tmp_path.glob("v.*[vz]")).rename(tmp_path / name)
+    with pytest.raises(BadImage, match="not an image, but a file of vectors"):
+        decode(ImageRef(str(tmp_path / name)))
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"format": [], "ids": []}', '{"format": 1, "ids": 7}', "{"])
+def test_a_damaged_file_beside_vectors_is_named(text, tmp_path):
+    Embeddings(VECTORS, list("abcde"), "").save(tmp_path / "v.npy")
+    (tmp_path / "v.npy.json").write_text(text)
+    with pytest.raises(DataError, match=r"v.npy.json is damaged \(.*\): delete it to read the vectors bare"):
+        Embeddings.load(tmp_path / "v.npy")
 
 
 def test_content_decides_what_a_file_is(tmp_path):

@@ -115,13 +115,15 @@ class Embeddings:
 def plain_array(values: Any) -> Any:
     """NumPy's array of a torch tensor, on whatever device, of whatever type, with or without a gradient.
 
-    bfloat16, which NumPy lacks, becomes float32. Anything that is no tensor passes unchanged.
+    bfloat16, which NumPy lacks, becomes float32; a list of tensors becomes one array. Anything else passes unchanged.
     """
     if hasattr(values, "detach") and hasattr(values, "cpu"):
         tensor = values.detach().cpu()
         if getattr(tensor, "is_sparse", False):
             tensor = tensor.to_dense()
         return (tensor.float() if "bfloat16" in str(tensor.dtype) or "float8" in str(tensor.dtype) else tensor).numpy()
+    if isinstance(values, (list, tuple)) and values and all(hasattr(value, "detach") for value in values):
+        return np.stack([plain_array(value) for value in values])
     if getattr(getattr(values, "dtype", None), "name", "") == "bfloat16":  # of ml_dtypes
         return values.astype(np.float32)
     return values

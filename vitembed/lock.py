@@ -50,6 +50,20 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def folder_locked(folder: Path) -> Iterator[None]:
+    """Hold a folder itself, so that no lock file is left in it; without effect where the system cannot lock folders."""
+    with contextlib.ExitStack() as stack:
+        if sys.platform != "win32":
+            import fcntl
+
+            with contextlib.suppress(OSError):
+                descriptor = os.open(folder, os.O_RDONLY)
+                stack.callback(os.close, descriptor)
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
 def exclusive(path: Path, error: type[VitembedError] = VitembedError, *, announce: bool = True) -> Iterator[None]:
     """Be the only writer of the folder of ``path`` for the time of the block; the file names the holder.
 

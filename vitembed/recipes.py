@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -73,7 +74,7 @@ def load_config(
             _check_keys(kind, given, "")
             merged = OmegaConf.merge(merged, _augment_start(given), layer)
         values = OmegaConf.to_container(merged)
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, OverflowError) as error:  # a whole number may be too large for a float
         key = str(getattr(error, "full_key", None) or "")
         allowed = _range_of(kind, key)
         expected = f"; {key} must be {allowed}" if allowed is not None else ""
@@ -91,7 +92,7 @@ def given(key: str, value: object, overrides: Sequence[str], option: str) -> lis
     if value is None:
         return []
     named = named_settings(None, overrides).get(key, value)
-    if named != value:
+    if named is not value and named != value:  # NaN is not even itself
         raise ConfigError(f"{option} {value} and {key}={named} contradict each other: leave one of them out")
     return [f"{key}={value}"]
 
@@ -103,6 +104,8 @@ def _setting(setting: str) -> Any:
     key, equals, _ = setting.partition("=")
     if not equals or not key:
         raise ConfigError(f"setting {setting!r} is not of the form key=value, such as optim.max_steps=60")
+    if re.search(r"\d{310}", setting):
+        raise ConfigError(f"{key} is a number too large to compute with: {setting.partition('=')[2][:20]}...")
     return OmegaConf.from_dotlist([setting])
 
 

@@ -15,6 +15,7 @@ import itertools
 import json
 import logging
 import os
+import re
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
@@ -27,6 +28,7 @@ from vitembed.csv_text import delimited, encoding_of
 from vitembed.embeddings import Embeddings, refuse_copies
 from vitembed.errors import BadImage, DataError, printable
 from vitembed.outputs import VECTORS, VECTORS_HEADER, check_output, is_stream, output_file, write_output
+from vitembed.seal import read_document
 from vitembed.vector_columns import (
     NAMES_VECTOR,
     Columns,
@@ -43,6 +45,8 @@ log = logging.getLogger("vitembed")
 Header = dict[str, Any]
 FORMAT_VERSION = 1
 _HEAD_BYTES = 1 << 16
+_ARROW_FILE = b"ARROW1"
+_UNNAMED = re.compile(r"arr_\d+")
 _WITH_SIDECAR = (".npy", ".csv")
 _OLD, _NEW_CRC32 = "replaced", "crc32"  # in the file beside them, for the moment in which vectors are replaced
 
@@ -150,9 +154,11 @@ def vector_format(path: str | os.PathLike[str]) -> str | None:
                     return "npz" if any(name.endswith(".npy") for name in archive.namelist()) else None
     except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError):
         return None
-    for magic, kind in ((b"\x93NUMPY", "npy"), (b"PAR1", "parquet"), (b"ARROW1", "arrow")):
+    for magic, kind in ((b"\x93NUMPY", "npy"), (b"PAR1", "parquet"), (_ARROW_FILE, "arrow")):
         if head.startswith(magic):
             return kind
+    if head.startswith(b"\xff" * 4) and 0 < int.from_bytes(head[4:8], "little") < 1 << 24:
+        return "arrow"  # a stream: messages, each with its length before it
     if head[8:9] == b"{":
         return "safetensors" if any(f'"{name}"'.encode() in head for name in NAMES_VECTOR) else None
     return "csv" if _is_table(head) else None
@@ -221,7 +227,6 @@ def _write_npz(path: Path, embeddings: Embeddings, header: Header) -> Header | N
 def _read_npz(path: Path) -> Content:
     with np.load(path, allow_pickle=False) as columns:
         names = list(columns)
-        vector = one_vector_name(names, "array")
 
         def array(name: str) -> np.ndarray:
             try:
@@ -235,6 +240,9 @@ def _read_npz(path: Path) -> Content:
                 ) from error
             return found
 
+        unnamed = [name for name in names if _UNNAMED.fullmatch(name)]  # of np.savez(file, vectors, ...)
+        matrices = [name for name in unnamed if array(name).ndim == 2] if unnamed == names else []
+        vector = matrices[0] if len(matrices) == 1 else one_vector_name(names, "array")
         if "header" in names:  # one of ours
             ids = array("ids").astype(str).tolist() if "ids" in names else None
             labels = array("labels") if "labels" in names else None
@@ -274,9 +282,12 @@ def _read_parquet(path: Path) -> Content:
 
 
 def _read_arrow(path: Path) -> Content:
-    from pyarrow import feather
+    import pyarrow as pa
 
-    return _content_of(feather.read_table(path))
+    with path.open("rb") as file:
+        is_file = file.read(len(_ARROW_FILE)) == _ARROW_FILE
+        file.seek(0)
+        return _content_of((pa.ipc.open_file(file) if is_file else pa.ipc.open_stream(file)).read_all())
 
 
 def _content_of(table: Any) -> Content:
@@ -564,9 +575,8 @@ def _read_sidecar(path: Path) -> Header | None:
         beside = path.with_name(path.name + ".json")
         if not beside.is_file():
             return None
-    header = json.loads(beside.read_text(encoding="utf-8"))
-    if not isinstance(header, dict):
-        raise DataError(f"{printable(beside.name)} beside it is not a header")
+    needs = {"format": int, **({"ids": list} if path.suffix.lower() == ".npy" else {})}
+    header: Header = read_document(beside, needs=needs, advice="delete it to read the vectors bare")
     if _OLD in header and header[_NEW_CRC32] != _crc32(path):  # writing was cut short: the old vectors are there
         old: Header | None = header[_OLD]
         return old

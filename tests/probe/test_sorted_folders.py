@@ -74,7 +74,7 @@ def test_one_line_where_it_cannot_be(tmp_path, source):
     with pytest.raises(DataError, match="lies in .* choose a folder outside"):
         SortedFolders(source / "sorted", ["cat"], inputs=[source])
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(DataError, match="cannot put it into"):
+    with pytest.raises(DataError, match="is no folder: name one for the sorted images"):
         SortedFolders(tmp_path / "file", ["cat"]).add(str(source / "a.png"), "cat")
     with pytest.raises(DataError, match="gone.png"):
         SortedFolders(tmp_path / "out", ["cat"]).add(str(source / "gone.png"), "cat")

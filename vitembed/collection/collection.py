@@ -440,7 +440,8 @@ class Collection(Readable):
     def _refuse_others(self, fingerprint: str, dim: int) -> None:
         if fingerprint != self.fingerprint or dim != self.dim:
             raise MismatchError(
-                f"the collection in {printable(self.directory)} is of encoder {self.fingerprint[:12]} ({self.dim}-d), "
+                f"the collection in {printable(self.directory)} is of encoder "
+                f"{self.fingerprint[:12] or 'unknown'} ({self.dim}-d), "
                 f"this is encoder {fingerprint[:12] or 'unknown'} ({dim}-d): run vitembed index --rebuild, "
                 "or name another --workspace"
             )

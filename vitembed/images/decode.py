@@ -38,7 +38,7 @@ from vitembed.images.deep import (
     wide_rawmode,
 )
 from vitembed.images.extras import develop, heif_orientation, open_heif, open_raw, raw_size, require_extra
-from vitembed.images.formats import REFUSED, explain_os_error, open_regular, sniff_file
+from vitembed.images.formats import REFUSED, explain_os_error, not_an_image, open_regular, sniff_file
 from vitembed.images.jpeg_segments import MAX_BYTES
 from vitembed.images.memory import memory_bytes
 from vitembed.images.mend import is_filled_up, missing_end, whole_jpegs, whole_png
@@ -134,7 +134,7 @@ def decode_image(ref: ImageRef, options: DecodeOptions = DecodeOptions(), *, tar
     with open_regular(ref.path) as file:
         format_name = sniff_file(file, ref.path)
         if format_name is None:
-            raise BadImage(ref.path, "not an image")
+            raise BadImage(ref.path, not_an_image(ref.path))
         if format_name in REFUSED:
             raise BadImage(ref.path, REFUSED[format_name])
         try:

@@ -118,6 +118,14 @@ def sniff(path: str) -> str | None:
         return sniff_file(file, path)
 
 
+def not_an_image(path: str) -> str:
+    """Name what is wrong with a file of no image format; vectors are known as such."""
+    from vitembed.vector_files import vector_format
+
+    kind = vector_format(path)
+    return "not an image" if kind is None else f"not an image, but a file of vectors ({kind})"
+
+
 def sniff_file(file: BinaryIO, path: str) -> str | None:
     """As ``sniff``, of an open file; leaves it rewound to its start."""
     try:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from vitembed.errors import BadImage, DataError, printable
-from vitembed.images.formats import HEAD_BYTES, REFUSED, claims_image, explain_os_error, format_of, sniff
+from vitembed.images.formats import HEAD_BYTES, REFUSED, claims_image, explain_os_error, format_of, not_an_image, sniff
 from vitembed.images.ignored import APPLE_DOUBLE, is_ignored_folder, is_silently_ignored, is_unfinished
 
 __all__ = [
@@ -192,7 +192,7 @@ def is_image(path: str, *, named: bool = False) -> bool:
     if name in REFUSED:
         raise BadImage(path, REFUSED[name])
     if claimed and name is None:
-        raise BadImage(path, "not an image")
+        raise BadImage(path, not_an_image(path))
     return name is not None
 
 

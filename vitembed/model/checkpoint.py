@@ -139,7 +139,7 @@ def read_model(directory: str | Path) -> SavedModel:
     try:
         weights = load_file(directory / WEIGHTS_FILE)
     except (OSError, SafetensorError, ValueError) as error:
-        raise ModelError(f"cannot read {directory / WEIGHTS_FILE}: {error}; copy or train the model anew") from error
+        raise ModelError(f"cannot read {directory / WEIGHTS_FILE}: {error}; copy or train the model again") from error
     with torch.device("meta"):
         vit = VisionTransformer(vit_config)
     _check_weights(weights, vit, directory)
@@ -150,7 +150,7 @@ def read_model(directory: str | Path) -> SavedModel:
     if actual != stored:
         raise ModelError(
             f"{directory} was changed after it was written (fingerprint {actual[:12]}, expected {stored[:12]}): "
-            "copy or train the model anew"
+            "copy or train the model again"
         )
     return SavedModel(
         vit=vit.eval(),

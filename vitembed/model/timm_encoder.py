@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from vitembed.model.public import Foreign
 
 INSTALL = "pip install 'vitembed[timm]'"
-NOT_TRAINED = "only vision transformers can be trained here: choose one that vitembed models lists"
+NOT_TRAINED = "it cannot be trained here: choose one that vitembed models lists"
 # Heads of classifiers go by many names; everything else has to fit.
 _HEADS = ("classifier", "fc", "head", "head_dist", "last_linear")
 

@@ -12,7 +12,7 @@ import pytest
 import vitembed
 from vitembed import faults
 from vitembed.embeddings import Embeddings
-from vitembed.errors import DataError
+from vitembed.errors import ConfigError, DataError
 from vitembed.probe.labelling.class_names import checked_classes
 from vitembed.probe.labelling.labels_file import LabelsFile
 from vitembed.probe.labels import read_labelled
@@ -396,3 +396,9 @@ def test_labels_that_a_spreadsheet_saved(tmp_path, encoding):
     assert session.chosen(0) == "random"
     session.answer(2, "b")
     assert file.read_text(encoding="utf-8").splitlines()[1] == "/img/0.png,Käfer,random,27.11.2026 21:00"
+
+
+def test_a_seed_out_of_range_is_refused():
+    for seed in (-1, 2**32):
+        with pytest.raises(ConfigError, match=r"seed must be a whole number in 0..4294967295, got"):
+            vitembed.LabelSession(np.eye(4, dtype=np.float32), classes=("a", "b"), seed=seed)

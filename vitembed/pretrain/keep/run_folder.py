@@ -235,7 +235,10 @@ def _set_aside(run_dir: Path, model_dir: Path, old: Mapping[str, Any] | None) ->
     """
     finished = old is not None and old["status"] == "complete"
     fingerprint = (old or {}).get("fingerprint") or stated_fingerprint(model_dir)
-    name = kept_name(run_dir.name, fingerprint) if finished and fingerprint else interrupted_name(run_dir.name)
+    if old is None:
+        name = f"{run_dir.name}@damaged"
+    else:
+        name = kept_name(run_dir.name, fingerprint) if finished and fingerprint else interrupted_name(run_dir.name)
     target = run_dir.with_name(name)
     if target.exists() and (old is None or (target / RUN_FILE).exists()):
         target = free_name(target)
@@ -244,8 +247,8 @@ def _set_aside(run_dir: Path, model_dir: Path, old: Mapping[str, Any] | None) ->
     for entry in sorted(entries, key=lambda entry: entry.name == RUN_FILE):
         entry.replace(target / entry.name)
     fsync_directory(run_dir.parent)
-    if finished:
-        log.info("the finished run is kept: %s", printable(target))
+    if finished or old is None:
+        log.info("the %s run is kept: %s", "finished" if finished else "damaged", printable(target))
     else:
         log.info(
             "the interrupted run is kept: %s (to resume it, move that folder to runs/OTHER and repeat its command "

@@ -48,5 +48,6 @@ def remarks_on_classes(names: list[Any], targets: np.ndarray, is_test: np.ndarra
             some = ", ".join(str(names[i]) for i in np.flatnonzero(lacking)[:3]) + (
                 ", ..." if lacking.sum() > 3 else ""
             )
-            notes.append(f"{int(lacking.sum())} of {len(names)} classes are {what} ({some})")
+            num = int(lacking.sum())
+            notes.append(f"{num} of {len(names)} classes {'is' if num == 1 else 'are'} {what} ({some})")
     return notes

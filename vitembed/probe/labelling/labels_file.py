@@ -15,6 +15,7 @@ from typing import Any, Literal
 from vitembed.atomic import make_folders
 from vitembed.csv_text import csv_bytes, read_csv
 from vitembed.errors import DataError, printable
+from vitembed.lock import folder_locked
 from vitembed.outputs import LABELS, check_output, is_stream, write_output
 from vitembed.probe.labelling.class_names import checked_class, checked_classes
 from vitembed.seal import read_document
@@ -120,18 +121,19 @@ class LabelsFile:
         self._write(self.settings_path, (json.dumps(document, indent=1) + "\n").encode("ascii"))
 
     def _write(self, path: Path, data: bytes) -> None:
-        if _state(path) != self._seen[path]:
-            raise DataError(
-                f"{printable(path)} was changed by another program meanwhile: nothing was overwritten; run again to "
-                "go on from what is there now"
-            )
         if not path.parent.is_dir():
             try:
                 make_folders(path.parent)
             except OSError as error:
                 raise DataError(f"cannot make {printable(path.parent)}: {error.strerror}") from error
-        write_output(path, LABELS, data)
-        self._seen[path] = _state(path)
+        with folder_locked(path.parent):
+            if _state(path) != self._seen[path]:
+                raise DataError(
+                    f"{printable(path)} was changed by another program meanwhile: nothing was overwritten; run again "
+                    "to go on from what is there now"
+                )
+            write_output(path, LABELS, data)
+            self._seen[path] = _state(path)
 
     def _stored(self, name: str) -> str:
         """The image's name in the file: relative to it where both lie in one folder or workspace, so they can move."""

@@ -13,6 +13,7 @@ from typing import SupportsIndex
 import numpy as np
 from jaxtyping import Float, Int
 
+from vitembed.config.ranges import SEED, check_numbers
 from vitembed.embeddings import Embeddings, plain_array
 from vitembed.errors import DataError, printable
 from vitembed.probe.labelling.choosing import margin_uncertainty, typical, unsure_and_different
@@ -89,9 +90,8 @@ class LabelSession:
                 f"{printable(self._file.path or '')} is gone, its settings are still there: the classes are "
                 f"{', '.join(self._file.classes)}, and no image has a label"
             )
-        if seed is not None and not 0 <= seed < 2**63:
-            raise DataError(f"seed {seed}: expected a whole number from 0 on")
-        self.seed = self._file.seed if seed is None and self._file.seed is not None else seed or 0
+        check_numbers(seed=(seed, SEED))
+        self.seed = self._file.seed if seed is None and self._file.seed is not None else int(seed or 0)
         self._file.seed = self.seed
         self._pool = Pool(found.vectors, self.ids, self.seed)
         self._skipped: set[int] = set()
