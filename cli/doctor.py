@@ -12,7 +12,7 @@ from pathlib import Path
 import typer
 
 from vitembed import __version__
-from vitembed.errors import VitembedError
+from vitembed.errors import VitembedError, counted
 
 from .options import WorkspaceOption
 from .output import EXIT_MISTAKE, note, say_table, shown
@@ -149,7 +149,7 @@ def _index_facts(directory: Path) -> str:
     from vitembed.collection.collection import Collection
 
     with Collection.open(directory) as collection:
-        return f"{len(collection):,} images, of encoder {collection.fingerprint[:12] or 'unknown'}"
+        return f"{counted(len(collection), 'image')}, of encoder {collection.fingerprint[:12] or 'unknown'}"
 
 
 def _first_line(error: Exception) -> str:

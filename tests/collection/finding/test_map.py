@@ -107,7 +107,7 @@ def test_each_point_shows_its_own_image(coloured):
     notes = write_map(file, found)
     data = read(file.read_text())
     atlases = [Image.open(io.BytesIO(base64.b64decode(text.split(",")[1]))) for text in data["atlases"]]
-    assert notes == ["1 images have no picture: their file is missing or cannot be read"]
+    assert notes == ["1 image without a picture: the file is missing or cannot be read"]
     assert [path.endswith(f"{row:02}.png") for row, path in enumerate(data["paths"])] == [True] * 30
     for row, cell in enumerate(data["cells"]):
         if row == 7:
