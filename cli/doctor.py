@@ -147,7 +147,10 @@ def _model_facts(directory: Path) -> str:
 
 def _index_facts(directory: Path) -> str:
     from vitembed.collection.collection import Collection
+    from vitembed.collection.founding import has_catalog
 
+    if not has_catalog(directory):
+        return "none yet"
     with Collection.open(directory) as collection:
         return f"{counted(len(collection), 'image')}, of encoder {collection.fingerprint[:12] or 'unknown'}"
 

@@ -25,7 +25,7 @@ from .options import (
     TolerantOption,
     WorkspaceOption,
 )
-from .output import EXIT_MISTAKE, duration, finish, note, progress_bar, say_facts, shown
+from .output import EXIT_MISTAKE, NUM_BAD_SHOWN, duration, finish, note, progress_bar, say_facts, shown
 
 if TYPE_CHECKING:
     from vitembed.collection.collection import Collection
@@ -206,13 +206,15 @@ def _say_what_is_away(done: UpdateReport) -> None:
 
     for line in passed_over_lines(done.passed_over, done.unfinished):
         note(line)
-    for item in done.offline:
+    for item in done.offline[:NUM_BAD_SHOWN]:
         name = printable(item.path) if item.path.startswith("@") else shown(item.path)
         note(f"offline: {name}: {item.reason}; {counted(item.num_images, 'image')} kept in the index")
+    if len(done.offline) > NUM_BAD_SHOWN:
+        note(f"... and {len(done.offline) - NUM_BAD_SHOWN:,} more that are offline")
     if done.offline:
         note("connect the drive and index again; or take them out with --prune or vitembed forget")
-    for error in done.missing:
-        note(str(missing_error([error])))
+    if done.missing:
+        note(str(missing_error(done.missing)))
 
 
 def _speed(now: UpdateProgress) -> str:

@@ -203,6 +203,7 @@ def _of_vectors(file: Path) -> Facts:
 
 def _of_workspace(workspace: Workspace, batch_size: int) -> Facts:
     from vitembed.collection.collection import Collection
+    from vitembed.collection.founding import has_catalog
 
     facts = [("workspace", shown(workspace.dir))]
     if workspace.model_dir.is_dir():
@@ -214,7 +215,7 @@ def _of_workspace(workspace: Workspace, batch_size: int) -> Facts:
     named = workspace.named_models()
     if named:
         facts.append(("other models", ", ".join(path.name for path in named)))
-    if workspace.index_dir.is_dir():
+    if has_catalog(workspace.index_dir):
         with Collection.open(workspace.index_dir) as collection:
             facts.append(("index", f"{counted(len(collection), 'image')}, {collection.dim} numbers each"))
             facts.append(("index is of", f"encoder {collection.fingerprint[:12] or 'unknown'}"))

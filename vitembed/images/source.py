@@ -105,8 +105,14 @@ def stat_facts(status: os.stat_result) -> tuple[int, int]:
 
 
 def absolute_path(path: str | os.PathLike[str]) -> str:
-    """The path from the root, links kept; ``..`` behind a link leads where the system would go."""
+    """Give the path from the root, links kept; ``..`` behind a link leads where the system would go.
+
+    Raises:
+        DataError: If it is empty, as from a shell variable that is not set: that must not mean the current folder.
+    """
     text = os.fsdecode(path)
+    if not text:
+        raise DataError("got an empty path (a shell variable that is not set?): name a file or folder, or . for here")
     if ".." in text.replace(os.altsep or os.sep, os.sep).split(os.sep):
         real = os.path.realpath(text)
         if real != os.path.realpath(os.path.abspath(text)):
