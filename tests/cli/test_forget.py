@@ -52,16 +52,15 @@ def test_an_unset_variable_is_not_the_current_folder(workspace, photo_folder, vi
     """``forget "$UNSET"`` must not forget everything below the current folder, nor ``index`` take it in."""
     vitembed("index", "", code=1)
     assert "none yet" in vitembed("info").stdout  # what was refused leaves no half collection
-    vitembed("doctor")
-    make_collection(workspace, photo_folder)
-    assert "got an empty path" in vitembed("forget", "", code=1).stderr
-    assert "got an empty path" in vitembed("index", "photos", "", code=1).stderr
-    with Collection.open(workspace / ".vitembed" / "index") as collection:
-        assert len(collection) == 1
     missing = vitembed("index", "one", "two", code=1).stderr
     assert missing.startswith("Error: no such file or folder: ")
     assert "one, " in missing
     assert "two\n" in missing
+    make_collection(workspace, photo_folder)
+    assert "got an empty path" in vitembed("forget", "", code=1).stderr
+    assert "got an empty path" in vitembed("embed", "photos", "", "-o", "x.npz", code=1).stderr
+    with Collection.open(workspace / ".vitembed" / "index") as collection:
+        assert len(collection) == 1
 
 
 def make_collection(workspace, folder):

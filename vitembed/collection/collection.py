@@ -229,6 +229,7 @@ class Collection(Readable):
                 walked,
                 roots=self._catalog.roots(),
                 gone_sizes=self._catalog.gone_sizes(),
+                written_ns=self._catalog.written_ns(),
                 is_kept=lambda content_hash: self._catalog.gone_vector(content_hash) is not None,
                 retry_bad=retry_bad,
                 prune=prune,

@@ -57,6 +57,8 @@ class FileEntry(NamedTuple):
     device: int = 0
     inode: int = 0
     """0: not known. The same file reached in two ways has the same device and inode."""
+    ctime_ns: int = 0
+    """When the file or one of its names last changed, where the system says so; no program can set it back."""
 
 
 @dataclass(frozen=True)
@@ -224,7 +226,7 @@ class _Found:
 
     def add(self, path: str, status: os.stat_result) -> None:
         if stat.S_ISREG(status.st_mode):
-            self.files[path] = FileEntry(path, *stat_facts(status), status.st_dev, status.st_ino)
+            self.files[path] = FileEntry(path, *stat_facts(status), status.st_dev, status.st_ino, status.st_ctime_ns)
 
     def roots(self) -> dict[str, bool]:
         """Folders among the inputs and mount points below them, and which of them are mount points."""
