@@ -361,7 +361,7 @@ def test_images_alike_in_the_middle_alone_are_no_copies(tmp_path, make, size):
     }  # fmt: skip
     assert len(found.look_alikes) == 2
     assert "middle.png" in [os.path.basename(path) for pair in found.look_alikes for path in pair.paths]
-    assert any("differ beside it: no copies" in line for line in found.notes)
+    assert any("alike only in the middle" in line for line in found.notes)
     assert len(found.to_dict()["look_alikes"]) == 2
 
 

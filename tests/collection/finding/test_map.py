@@ -65,7 +65,7 @@ def test_samples_filters_and_mistakes(three_kinds, monkeypatch):
     found = make_map(three_kinds, max_points=50, where="folder in (a, b)")
     assert (len(found.paths), found.num_images) == (50, 200)
     assert not any("/c/" in path for path in found.paths)
-    with pytest.raises(DataError, match="2 images to lay out: a map needs three"):
+    with pytest.raises(DataError, match="2 images to lay out: a map needs at least 3"):
         make_map(three_kinds, where="name in (000.jpg, 001.jpg)")
     monkeypatch.setitem(sys.modules, "umap", None)
     with pytest.raises(ConfigError, match=r"pip install 'vitembed\[map\]'"):
