@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vitembed.errors import printable
+from vitembed.errors import counted, printable
 
 from .encoders import encoder_of_probe
 from .options import (
@@ -122,7 +122,7 @@ def classify(
         raise DataError(f"no readable image in {', '.join(images)}")
     if json:
         say_json({"classes": saved.classes, "threshold": saved.threshold, "results": [r.to_dict() for r in results]})
-    note(f"{num_done:,} image{'s' if num_done != 1 else ''}: {num_sure:,} labelled, {num_done - num_sure:,} unsure")
+    note(f"{counted(num_done, 'image')}: {num_sure:,} labelled, {num_done - num_sure:,} unsure")
     if folders is not None:
         note(f"{'linked' if link else 'copied'} into {shown(folders.directory)}")
     finish(bad, strict=strict, report=report, notes=notes)

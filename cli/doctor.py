@@ -12,7 +12,7 @@ from pathlib import Path
 import typer
 
 from vitembed import __version__
-from vitembed.errors import VitembedError
+from vitembed.errors import VitembedError, counted
 
 from .options import WorkspaceOption
 from .output import EXIT_MISTAKE, note, say_table, shown
@@ -147,9 +147,12 @@ def _model_facts(directory: Path) -> str:
 
 def _index_facts(directory: Path) -> str:
     from vitembed.collection.collection import Collection
+    from vitembed.collection.founding import has_catalog
 
+    if not has_catalog(directory):
+        return "none yet"
     with Collection.open(directory) as collection:
-        return f"{len(collection):,} images, of encoder {collection.fingerprint[:12] or 'unknown'}"
+        return f"{counted(len(collection), 'image')}, of encoder {collection.fingerprint[:12] or 'unknown'}"
 
 
 def _first_line(error: Exception) -> str:

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from vitembed.errors import counted
+
 from .options import JsonOption, WorkspaceOption
 from .output import note, progress_bar, say_json, say_table, shown
 
@@ -66,6 +68,7 @@ def dupes(
     if rows:
         say_table(["group", "", "why", "path"], rows, right=["group"])
     note(
-        f"{len(found.groups):,} group{'' if len(found.groups) == 1 else 's'}: {found.num_extra:,} of "
-        f"{found.num_images:,} images besides those to keep, deleting them frees {found.extra_bytes:,} bytes"
+        f"{counted(len(found.groups), 'group')}: {found.num_extra:,} of "
+        f"{counted(found.num_images, 'image')} besides those to keep, deleting them frees "
+        f"{counted(found.extra_bytes, 'byte')}"
     )

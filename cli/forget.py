@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from vitembed.errors import counted
+
 from .options import WorkspaceOption
 from .output import EXIT_MISTAKE, note, say, shown
 
@@ -19,7 +21,11 @@ def forget(
         ),
     ],
     vacuum: Annotated[
-        bool, typer.Option("--vacuum", help="Also let go of the vectors that are kept of files that are gone.")
+        bool,
+        typer.Option(
+            "--vacuum",
+            help="Also delete the vectors that are kept of files that are gone, and an unfinished --rebuild.",
+        ),
     ] = False,
     workspace: WorkspaceOption = None,
 ) -> None:
@@ -41,7 +47,7 @@ def forget(
     with Collection.open(find_workspace(workspace).index_dir) as collection:
         done = collection.forget(paths)
         for path, count in done.items():
-            say(f"forgotten: {shown(path)} ({count:,} image{'' if count == 1 else 's'})")
+            say(f"forgotten: {shown(path)} ({counted(count, 'image')})")
         if vacuum:
             collection.vacuum()
     unknown = [path for path in paths if path not in done and not _is_covered(absolute_path(path), done)]

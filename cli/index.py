@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitembed.errors import DataError, VitembedError, printable
+from vitembed.errors import DataError, VitembedError, counted, printable
 from vitembed.outputs import REPORT, check_outputs
 from vitembed.workspace import find_workspace
 
@@ -25,7 +25,7 @@ from .options import (
     TolerantOption,
     WorkspaceOption,
 )
-from .output import EXIT_MISTAKE, duration, finish, note, progress_bar, say_facts, shown
+from .output import EXIT_MISTAKE, NUM_BAD_SHOWN, duration, finish, note, progress_bar, say_facts, shown
 
 if TYPE_CHECKING:
     from vitembed.collection.collection import Collection
@@ -70,7 +70,11 @@ def index(
         typer.Option("--prune", help="Take out images that are gone, also where a whole folder or most of it is."),
     ] = False,
     vacuum: Annotated[
-        bool, typer.Option("--vacuum", help="At the end let go of the vectors that are kept of files that are gone.")
+        bool,
+        typer.Option(
+            "--vacuum",
+            help="At the end delete the vectors that are kept of files that are gone, and an unfinished --rebuild.",
+        ),
     ] = False,
     gpu_decode: GpuDecodeOption = False,
     depth: DepthOption = None,
@@ -136,6 +140,11 @@ def index(
         _approximate(collection, asked)
         if vacuum:
             collection.vacuum()
+        if num := collection.unfinished_rebuild():
+            note(
+                f"an unfinished --rebuild is kept ({counted(num, 'image')}): run it again to finish, or drop it "
+                "with --vacuum"
+            )
         usable = done.added + done.changed + done.moved + done.unchanged + done.deleted > 0
         is_whole = not done.offline and not done.missing
         _say_what_is_away(done)
@@ -197,14 +206,15 @@ def _say_what_is_away(done: UpdateReport) -> None:
 
     for line in passed_over_lines(done.passed_over, done.unfinished):
         note(line)
-    for item in done.offline:
+    for item in done.offline[:NUM_BAD_SHOWN]:
         name = printable(item.path) if item.path.startswith("@") else shown(item.path)
-        count = f"{item.num_images:,} image{'' if item.num_images == 1 else 's'}"
-        note(f"offline: {name}: {item.reason}; {count} kept in the index")
+        note(f"offline: {name}: {item.reason}; {counted(item.num_images, 'image')} kept in the index")
+    if len(done.offline) > NUM_BAD_SHOWN:
+        note(f"... and {len(done.offline) - NUM_BAD_SHOWN:,} more that are offline")
     if done.offline:
         note("connect the drive and index again; or take them out with --prune or vitembed forget")
-    for error in done.missing:
-        note(str(missing_error([error])))
+    if done.missing:
+        note(str(missing_error(done.missing)))
 
 
 def _speed(now: UpdateProgress) -> str:
@@ -220,16 +230,14 @@ def _offline(done: UpdateReport) -> list[str]:
 def _say_report(collection: Collection, done: UpdateReport) -> None:
     counts = ("added", "changed", "moved", "deleted", "unchanged")
     facts = [
-        ("index", f"{shown(collection.directory)} ({len(collection):,} images)"),
+        ("index", f"{shown(collection.directory)} ({counted(len(collection), 'image')})"),
         ("this run", ", ".join([f"{getattr(done, name):,} {name}" for name in counts] + _offline(done))),
     ]
     if done.num_left_out:
-        facts.append(("rebuilt", f"{done.num_left_out:,} images of the old index are not in the new one"))
+        facts.append(("rebuilt", f"{counted(done.num_left_out, 'image')} of the old index not in the new one"))
     if done.num_links:
-        links = (
-            "1 image is a link to a file" if done.num_links == 1 else f"{done.num_links:,} images are links to files"
-        )
-        facts.append(("links", f"{links} that are here under another name: each file is embedded once"))
+        links = counted(done.num_links, "other name", "other names")
+        facts.append(("links", f"{links} of files that are indexed too: each file is embedded once"))
     if done.num_embedded:
         speed = f"{done.images_per_second:.3g} images/s"
         facts.append(

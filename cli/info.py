@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vitembed.config.ranges import BATCH_SIZE
+from vitembed.errors import counted
 
 from .encoders import model_path
 from .options import JsonOption, WorkspaceOption
@@ -202,6 +203,7 @@ def _of_vectors(file: Path) -> Facts:
 
 def _of_workspace(workspace: Workspace, batch_size: int) -> Facts:
     from vitembed.collection.collection import Collection
+    from vitembed.collection.founding import has_catalog
 
     facts = [("workspace", shown(workspace.dir))]
     if workspace.model_dir.is_dir():
@@ -213,15 +215,26 @@ def _of_workspace(workspace: Workspace, batch_size: int) -> Facts:
     named = workspace.named_models()
     if named:
         facts.append(("other models", ", ".join(path.name for path in named)))
-    if workspace.index_dir.is_dir():
+    if has_catalog(workspace.index_dir):
         with Collection.open(workspace.index_dir) as collection:
-            facts.append(("index", f"{len(collection):,} images, {collection.dim} numbers each"))
+            facts.append(("index", f"{counted(len(collection), 'image')}, {collection.dim} numbers each"))
             facts.append(("index is of", f"encoder {collection.fingerprint[:12] or 'unknown'}"))
-            facts.append(("unreadable", f"{len(collection.bad()):,} images"))
+            facts.append(("unreadable", counted(len(collection.bad()), "image")))
             facts += [
-                ("folder", f"{shown(root.path)} ({root.num_images:,} images{', offline' if root.is_offline else ''})")
+                (
+                    "folder",
+                    f"{shown(root.path)} ({counted(root.num_images, 'image')}{', offline' if root.is_offline else ''})",
+                )
                 for root in collection.roots()
             ]
+            if num := collection.unfinished_rebuild():
+                facts.append(
+                    (
+                        "unfinished",
+                        f"--rebuild, {counted(num, 'image')} so far: run it again, or drop it "
+                        "with vitembed index IMAGES --vacuum",
+                    )
+                )
     else:
         facts.append(("index", "none yet: run vitembed index"))
     return facts

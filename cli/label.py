@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from vitembed.config.ranges import SEED
-from vitembed.errors import DataError, VitembedError
+from vitembed.errors import DataError, VitembedError, counted
 from vitembed.workspace import WORKSPACE_DIR, find_workspace
 
 from .encoders import index_encoder, index_facts, note_model
@@ -121,7 +121,10 @@ def label(
         problems = _take(session, answers)
     if sheet is None and answers is None:
         if not dialog(session, _terminal(graphics), num=num or 8, always_open=open_images):
-            note(f"left; the same command goes on ({session.num_labelled:,} labels in {shown(labels)})")
+            note(
+                f"stopped; run the same command to continue "
+                f"({counted(session.num_labelled, 'label')} in {shown(labels)})"
+            )
     elif sheet is not None:
         _write_sheet(session, sheet, num or 24)
     if save is not None:
@@ -205,11 +208,17 @@ def _write_sheet(session: LabelSession, sheet: Path, num: int) -> None:
     session.save()
     if sheet.suffix.lower() == ".csv":
         write_csv_sheet(sheet, session, rows)
-        note(f"{len(rows)} images to label: {shown(sheet)}; fill in the column label and give it back with --answers")
+        note(
+            f"{counted(len(rows), 'image')} to label: {shown(sheet)}; fill in the column label and give it back "
+            "with --answers"
+        )
         return
     for problem in write_page_sheet(sheet, session, rows):
         note(f"no picture of {problem}")
-    note(f"{len(rows)} images to label: {shown(sheet)}; open it, answer, save, and give the file back with --answers")
+    note(
+        f"{counted(len(rows), 'image')} to label: {shown(sheet)}; open it, answer, save, and give the file back "
+        "with --answers"
+    )
 
 
 def _save_probe(session: LabelSession, encoder: Encoder, save: Path, precision: float) -> None:

@@ -95,13 +95,8 @@ class Group(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the chosen command."""
-        # Pillow warns of tags and frames without naming the file; what is wrong with an image is said at the end.
-        warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
-        # What scikit-learn tells programmers means nothing to who types a command; remarks are in our own words.
-        for category in (UserWarning, FutureWarning):
-            warnings.filterwarnings("ignore", category=category, module=r"sklearn\.")
         try:
-            with _safe_usage_errors():
+            with _safe_usage_errors(), _short_warnings():
                 return super().invoke(ctx)
         except FailedElsewhere as error:  # one line for all processes of a run
             raise typer.Exit(EXIT_MISTAKE) from error
@@ -111,6 +106,19 @@ class Group(TyperGroup):
         except KeyboardInterrupt as error:
             note("Interrupted.")
             raise typer.Exit(EXIT_INTERRUPTED) from error
+
+
+@contextmanager
+def _short_warnings() -> Iterator[None]:
+    """Show Python's warnings as one line each, without the source line, safe for a terminal."""
+    with warnings.catch_warnings():
+        # Pillow warns of tags and frames without naming the file; what is wrong with an image is said at the end.
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+        # scikit-learn warns programmers; what users need to know is said in our own words.
+        for category in (UserWarning, FutureWarning):
+            warnings.filterwarnings("ignore", category=category, module=r"sklearn\.")
+        warnings.showwarning = lambda message, *_, **__: note(f"warning: {printable(str(message))}")
+        yield
 
 
 @contextmanager

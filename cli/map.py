@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from vitembed.errors import counted
+
 from .options import LabelsOption, WorkspaceOption, finite, name_labels
 from .output import note, progress_bar, say_facts, shown
 
@@ -69,6 +71,6 @@ def map(
         [
             ("map", shown(out)),
             ("images", f"{found.num_images:,}"),
-            *[(cluster.name, f"{cluster.size:,} images") for cluster in found.clusters],
+            *[(cluster.name, counted(cluster.size, "image")) for cluster in found.clusters],
         ]
     )

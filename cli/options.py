@@ -21,8 +21,8 @@ Images = Annotated[
     list[str],
     typer.Argument(
         metavar="IMAGES...",
-        help="Folders (with all below them), image files, or @FILE with one path a line (or NUL-separated), "
-        "relative to the current folder.",
+        help="Folders (with all below them), image files, or @FILE: a list with one path a line (# starts a "
+        "comment) or NUL-separated, relative to the current folder.",
     ),
 ]
 ModelOption = Annotated[

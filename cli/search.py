@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from vitembed.errors import counted
+
 from .encoders import open_encoder, recorded_depth, recorded_model, recorded_speed
 from .options import JsonOption, LabelsOption, ModelOption, WorkspaceOption, name_labels
 from .output import (
@@ -64,7 +66,11 @@ def search(
         float | None, typer.Option("--min-score", metavar="COSINE", help="No image below this score.")
     ] = None,
     unique: Annotated[
-        bool, typer.Option("--unique", help="Hide near-duplicates of a better result: cosine of 0.98 or more with it.")
+        bool,
+        typer.Option(
+            "--unique",
+            help="Hide near-duplicates of a better result: cosine of 0.98 or more with it, by vectors alone.",
+        ),
     ] = False,
     unique_at: Annotated[
         float | None, typer.Option("--unique-at", metavar="COSINE", help="The same, from this cosine on.")
@@ -77,8 +83,8 @@ def search(
         typer.Option(
             "--batch",
             metavar="FILE",
-            help="One query a line, or NULs between them (- is stdin), relative to the current folder; prints one JSON "
-            "document a line for each.",
+            help="A list of queries (- is stdin): one path a line (# starts a comment) or NUL-separated, relative "
+            "to the current folder; prints one JSON document a line for each.",
         ),
     ] = None,
     html: Annotated[
@@ -203,7 +209,7 @@ def _search_batch(collection: Collection, batch: str, encoder: Any, limits: dict
         else:
             say_json(answer.to_dict(), indent=None)
     if num_failed:
-        note(f"{num_failed} of {num_done} queries could not be answered: their lines say why")
+        note(f"{num_failed} of {counted(num_done, 'query', 'queries')} could not be answered: their lines say why")
         raise typer.Exit(EXIT_MISTAKE if num_failed == num_done else EXIT_SKIPPED)
 
 

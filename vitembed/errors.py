@@ -72,6 +72,11 @@ HIDDEN = (
 _UNSAFE = re.compile(f"[\x00-\x1f{HIDDEN}]")
 
 
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """Give ``1 image``, ``2 images``; ``many`` where an ``s`` is not enough."""
+    return f"{number:,} {one if number == 1 else many or f'{one}s'}"
+
+
 def printable(path: str | os.PathLike[str]) -> str:
     r"""The text on one line, safe for any terminal: undecodable bytes, control and bidi characters as ``\x1b``."""
     text = os.fspath(path).encode("utf-8", "backslashreplace").decode("utf-8")

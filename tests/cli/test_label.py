@@ -49,7 +49,7 @@ def test_a_pipe_answers_and_the_same_command_goes_on(label, vitembed, workspace,
     first = label("--classes", CLASSES, lines="discs\nst\n3\n?\nq\n")
     assert "24 of these images, 24 of them embedded now" in first.stderr
     assert "broken.png" in first.stderr  # never asked about, but reported
-    assert "left; the same command goes on (3 labels in .vitembed/labels/photos.csv)" in first.stderr
+    assert "stopped; run the same command to continue (3 labels in .vitembed/labels/photos.csv)" in first.stderr
     second = label(lines="1\n2")
     assert "24 of these images, 0 of them embedded now" in second.stderr
     assert "[4]" in second.stderr

@@ -232,7 +232,7 @@ def test_vectors_from_anywhere(tmp_path, photos, make, encoder):
     report = collection.update(encoder, [photos])  # the file counts as embedded, names that are no files stay
     assert counts(report) == (29, 0, 0, 0, 1, 0)
     assert {"item 1", "2", os.fsdecode(b"\xff")} <= set(collection.paths())
-    with pytest.raises(DataError, match="1 ids occur more than once"):
+    with pytest.raises(DataError, match="1 id occurs more than once"):
         collection.update_from(Embeddings(vectors, ["a", "a", "b", "c"], encoder.fingerprint))
     with pytest.raises(DataError, match="vector 0 of 1 is zero"):
         collection.update_from(Embeddings(np.zeros((1, 48)), ["z"], encoder.fingerprint))

@@ -324,6 +324,7 @@ def test_lists_in_all_their_forms(tmp_path):
         assert split_path_list(data) == ["a.png", "b c.png"]
     assert split_path_list(b"# a name\0b\nc\0") == ["# a name", "b\nc"]  # what find -print0 gives is taken as it is
     assert split_path_list(b"") == []
+    assert split_path_list(b"one\nb\0d\ntwo\n") == ["one", "b\0d", "two"]  # one stray NUL is the mistake of its line
     for data in (b"\0" * 99, b"x" * 40_000 + b"\0", b"GIF89a...\0"):
         with pytest.raises(ValueError, match="paths that end in NUL"):
             split_path_list(data)

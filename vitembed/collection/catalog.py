@@ -405,6 +405,13 @@ class Catalog:
             about_to("fold the log into the file")
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
+    def written_ns(self) -> int:
+        """When the file itself was last written, which may be before the last commit; 0: not known."""
+        try:
+            return self._file.stat().st_mtime_ns
+        except OSError:
+            return 0
+
     def vacuum(self) -> None:
         """Let go of the vectors of files that are gone, and give the space of what was deleted back to the disk."""
         with self.write():

@@ -24,6 +24,7 @@ from vitembed.collection.founding import (
     delete_catalog,
     has_catalog,
     holds_vectors,
+    num_rebuilt,
     replace_catalog,
 )
 from vitembed.collection.lost import Above, judge_lost
@@ -41,7 +42,7 @@ from vitembed.collection.update import (
 )
 from vitembed.config.ranges import BATCH_SIZE, NUM_WORKERS, check_numbers
 from vitembed.embeddings import Embeddings
-from vitembed.errors import BadImage, CollectionError, DataError, MismatchError, printable
+from vitembed.errors import BadImage, CollectionError, DataError, MismatchError, counted, printable
 from vitembed.images.source import absolute_path, missing_error, walk
 from vitembed.lock import exclusive
 
@@ -232,6 +233,7 @@ class Collection(Readable):
                 walked,
                 roots=self._catalog.roots(),
                 gone_sizes=self._catalog.gone_sizes(),
+                written_ns=self._catalog.written_ns(),
                 is_kept=lambda content_hash: self._catalog.gone_vector(content_hash) is not None,
                 retry_bad=retry_bad,
                 prune=prune,
@@ -254,7 +256,7 @@ class Collection(Readable):
         except CollectionError:  # damaged: there is nothing to lose any more
             return
         if away:
-            lines = [f"{printable(item.path)}: {item.reason} ({item.num_images:,} images)" for item in away]
+            lines = [f"{printable(item.path)}: {item.reason} ({counted(item.num_images, 'image')})" for item in away]
             raise CollectionError(
                 f"the index was not rebuilt, as it would lose the images of {'; '.join(lines)}: connect the drive, or "
                 "prune (--prune)"
@@ -407,8 +409,12 @@ class Collection(Readable):
                 self._nearest.publish()
         return {name: counts[name] for name in sorted(counts)}
 
+    def unfinished_rebuild(self) -> int:
+        """How many images a rebuild that was interrupted has embedded; ``vacuum`` deletes it."""
+        return 0 if self._replaces else num_rebuilt(self.directory)
+
     def vacuum(self) -> None:
-        """Give the space of deleted and changed images back to the disk, and let go of their vectors.
+        """Give the space of deleted and changed images back to the disk; delete their vectors and unfinished rebuilds.
 
         Until then the vectors of files that are gone are kept by content, so that what comes back, also under another
         name, is not embedded again. No search finds them.
@@ -418,6 +424,8 @@ class Collection(Readable):
         """
         with exclusive(self.directory / LOCK_FILE, CollectionError):
             self._catalog.vacuum()
+            if not self._replaces:
+                delete_catalog(self.directory, REBUILD_FILE)
 
     def verify(self) -> None:
         """Read everything: the truth by SQLite's own check and all checksums, the cache by its SHA-256.

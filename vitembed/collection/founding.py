@@ -82,6 +82,17 @@ def holds_vectors(folder: Path) -> bool:
         return False
 
 
+def num_rebuilt(folder: Path) -> int:
+    """How many vectors an unfinished rebuild has; 0 where there is none, or none that can be continued."""
+    if not (folder / REBUILD_FILE).exists():
+        return 0
+    try:
+        with contextlib.closing(Catalog.open(folder / REBUILD_FILE)) as catalog, catalog.read():
+            return catalog.num_vectors()
+    except CollectionError:
+        return 0
+
+
 def create_beside(
     folder: Path, root: str, fingerprint: str, dim: int, meta: dict[str, Any], vector_type: str
 ) -> Catalog:

@@ -171,7 +171,7 @@ class Lost:
             if images:
                 done.offline.append(Offline(group, reason, len(images)))
         done.deleted = [path for path in self.candidates if path not in moved and path not in done.kept]
-        self._settle_roots(done, set(by_group), prune)
+        self._settle_roots(done, {group for groups in self._groups.values() for group in groups}, prune)
         done.offline.sort(key=lambda item: os.fsencode(item.path))
         return done
 
@@ -191,7 +191,7 @@ class Lost:
         return None
 
     def _settle_roots(self, done: Decision, groups: Set[str], prune: bool) -> None:
-        """Which folders to remember from now on, and which inputs nobody knows."""
+        """Decide which folders to remember from now on, and which missing inputs are unknown."""
         away = {item.path for item in done.offline}
         for path in away:
             done.roots.pop(path, None)  # as it was when it was whole

@@ -198,8 +198,20 @@ class Nearest:
                 asked *= 2
                 one = slice(place, place + 1)
                 ((found, recall),) = self._search(queries[one], asked, excluded, only, exact, contents[one])
-            answers.append((kept[:k], recall))
+            answers.append((self._own_paths(kept[:k], excluded, only), recall))
         return answers
+
+    def _own_paths(self, found: list[_Found], excluded: np.ndarray, only: np.ndarray | None) -> list[_Found]:
+        """Name each file by its own path where that is searched too, though it came just after the last result."""
+        named = list[_Found]()
+        for score, path, row in found:
+            if link_rank(path):
+                own = self._catalog.find(os.path.realpath(path))
+                is_ours = own is not None and own.status == "ok" and identity_of(own.path) == identity_of(path)
+                if is_ours and (own.id in only if only is not None else own.id not in excluded):
+                    path, row = own.path, own.id
+            named.append((score, path, row))
+        return sorted(named)
 
     def _one_of_each(self, found: list[_Found], unwanted: set[Identity]) -> list[_Found]:
         """One result for all names of a file, rather the file's own path than a link to it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from vitembed.images.source import FileEntry, Walk, is_image, stat_facts
 
 HASH_BYTES = 20
 _LOOK_THREADS = 4
+_CLOCK_STEP_NS = 20_000_000
+"""Times of files are behind the clock by up to one tick of the kernel."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -85,6 +88,7 @@ def make_plan(
     roots: Mapping[str, bool] | None = None,
     gone_sizes: Set[int] = frozenset(),
     is_kept: Callable[[bytes], bool] = lambda _: False,
+    written_ns: int = 0,
     retry_bad: bool = False,
     prune: bool = False,
 ) -> Plan:
@@ -96,6 +100,7 @@ def make_plan(
         roots: Folders that were indexed before, and whether they were mount points.
         gone_sizes: Sizes of files that are gone and whose vectors are kept.
         is_kept: Whether the vector of a content hash is kept.
+        written_ns: When the catalogue was last written; 0: not known.
         retry_bad: Judge files once more that are recorded as bad.
         prune: Delete rows of files that are gone also where most of a folder is.
     """
@@ -104,9 +109,10 @@ def make_plan(
     plan = Plan(known_bad=list(walked.bad), passed_over=walked.passed_over, unfinished=walked.unfinished)
     doubtful: list[tuple[FileEntry, Row | None]] = []
     others = set[str]()
+    swapped = _may_be_swapped(walked.entries, by_path, written_ns)
     for entry in walked.entries:
         row = by_path.get(entry.path)
-        if row is None or (row.size, row.mtime_ns) != (entry.size, entry.mtime_ns):
+        if row is None or (row.size, row.mtime_ns) != (entry.size, entry.mtime_ns) or entry.path in swapped:
             doubtful.append((entry, row))
         elif row.status == "ok":
             plan.num_unchanged += 1
@@ -130,6 +136,24 @@ def make_plan(
     others.update(entry.path for entry in plan.other)
     plan.num_links = _num_links(entry for entry in walked.entries if entry.path not in others)
     return plan
+
+
+def _may_be_swapped(entries: Iterable[FileEntry], by_path: Mapping[str, Row], written_ns: int) -> set[str]:
+    """Find files whose size and time are those of their row, and of another row too: one may have taken its name.
+
+    As where bitmaps of one size and one second swap their names. Only files that were renamed or written since the
+    catalogue was are looked at, as everything else is known by a stat call.
+    """
+    if not written_ns:
+        return set()
+    fresh: dict[tuple[int, int], list[str]] = {}
+    for entry in entries:
+        if entry.ctime_ns >= written_ns - _CLOCK_STEP_NS and entry.path in by_path:
+            fresh.setdefault((entry.size, entry.mtime_ns), []).append(entry.path)
+    if not fresh:
+        return set()
+    counts = Counter(key for row in by_path.values() if (key := (row.size, row.mtime_ns)) in fresh)
+    return {path for key, paths in fresh.items() if counts[key] > 1 for path in paths}
 
 
 def _num_links(entries: Iterable[FileEntry]) -> int:

@@ -20,7 +20,7 @@ from vitembed.collection.nearest import QueryFile
 from vitembed.collection.plan import hash_content
 from vitembed.collection.update import StreamsVectors, version_of
 from vitembed.embeddings import unit_rows
-from vitembed.errors import DataError, MismatchError, ModelError, printable
+from vitembed.errors import DataError, MismatchError, ModelError, counted, printable
 from vitembed.images.source import FileEntry, ImageRef, is_image
 
 if TYPE_CHECKING:
@@ -157,7 +157,10 @@ def _shares(weights: Sequence[float] | None, num_queries: int) -> np.ndarray:
     """Float32 ``[num_queries]`` that sum to 1."""
     given = [1.0] * num_queries if weights is None else list(weights)
     if len(given) != num_queries:
-        raise DataError(f"got {len(given)} weights for {num_queries} queries: expected one each, in the same order")
+        raise DataError(
+            f"got {counted(len(given), 'weight')} for {counted(num_queries, 'query', 'queries')}: expected one "
+            "each, in the same order"
+        )
     if not all(math.isfinite(weight) and weight > 0 for weight in given):
         raise DataError(f"weights are {', '.join(f'{weight:g}' for weight in given)}: expected numbers above 0")
     relative = np.array(given) / max(given)  # first, as the sum of the largest numbers is none

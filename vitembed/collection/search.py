@@ -17,6 +17,7 @@ from vitembed.collection.finding.where import parse_where
 from vitembed.collection.hits import Hit, Hits, check_k, check_min_score, check_unique
 from vitembed.collection.nearest import QueryFile
 from vitembed.collection.query import Query, QueryEncoder, query_vector
+from vitembed.errors import counted
 
 UNIQUE_THRESHOLD = 0.98
 """Cosine from which two images count as near-duplicates, where nothing else is asked for."""
@@ -91,7 +92,7 @@ class SearchResult:
             part = self.crop.load(self.queries[0], DecodeOptions())
             queries.append(SheetImage(part, [f"its part {self.crop.text}"]))
         excluded = [SheetImage(name, ["not like this", name], "bad") for name in self.exclude]
-        note = f"{len(self.hits)} nearest images by cosine, {self.how}, in {self.seconds:.3f} s"
+        note = f"{counted(len(self.hits), 'nearest image')} by cosine, {self.how}, in {self.seconds:.3f} s"
         write_sheet(path, "Similar images", [SheetRow([*queries, *excluded], hits)], "; ".join([note, *self.notes]))
 
     @property
@@ -204,10 +205,13 @@ def _notes(
     if not hits.exact and where is not None:
         notes.append("approximate, and its recall was measured without a filter: --exact compares every vector")
     if where is not None and (unknown := collection.num_unknown(where)):
-        notes.append(f"{unknown:,} images could not be judged by the filter, as what it asks for is not known of them")
+        notes.append(f"{counted(unknown, 'image')} left out by the filter: what it asks for is not known")
     if unique is not None:
         hidden = sum(hit.num_alike for hit in hits)
-        notes.append(f"{hidden:,} near-duplicates hidden: cosine of {unique:g} or more with a better result")
+        notes.append(
+            f"{counted(hidden, 'near-duplicate')} hidden: cosine of {unique:g} or more with a better result, by "
+            "vectors alone (vitembed dupes compares whole images)"
+        )
         warning = common_threshold(ground, unique)
         notes += [] if warning is None else [warning]
     return notes

@@ -12,7 +12,7 @@ import numpy as np
 from vitembed.collection.ann.settings import load_record
 from vitembed.collection.catalog import Catalog
 from vitembed.collection.view import View, num_stale
-from vitembed.errors import CollectionError, DataError
+from vitembed.errors import CollectionError, DataError, counted
 from vitembed.lock import exclusive
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class Standing:
             scan = self._load_scan()
         if scan is None or (scan.state != self._state and self._is_too_stale(scan.ids)):
             scan = Scan.build(self._catalog.all_vectors(), self._catalog.dim, self._state, self._catalog.vector_type)
-            log.info("vector cache made from the catalogue: %d vectors", len(scan))
+            log.info("vector cache made from the catalogue: %s", counted(len(scan), "vector"))
             self._write(scan)
         self._scan = scan
         self._exact = View.of(scan, self._catalog, self._alive_unless(scan.state))

@@ -64,7 +64,7 @@ def run_tour(out: Path, *, dataset: str = "emoji", data_root: Path | None = None
     else:
         raise DataError(f"unknown data set {dataset!r}: expected emoji, {', '.join(_LABELLED)}")
     minutes = (time.monotonic() - started) / 60
-    console.print(f"\nDone in {minutes:.1f} minutes. Everything lies in {escape(str(out))}")
+    console.print(f"\nDone in {minutes:.1f} minutes. Everything lies in {escape(printable(out))}")
 
 
 def _prepare(out: Path) -> Path:
@@ -161,7 +161,7 @@ def _labelled_tour(out: Path, folder: Path, console: Console, budget: str) -> No
 
 def _type(out: Path, console: Console, words: Sequence[str]) -> None:
     """Show a command, run it in ``out`` and show what it prints."""
-    console.print(f"[bold]$ vitembed {escape(shlex.join(words))}[/bold]")
+    console.print(f"[bold]$ vitembed {escape(printable(shlex.join(words)))}[/bold]")
     started = time.monotonic()
     environment = {key: value for key, value in os.environ.items() if key != "VITEMBED_WORKSPACE"}
     done = subprocess.run([sys.executable, "-m", "vitembed_cli", *words], cwd=out, env=environment, check=False)
@@ -193,7 +193,7 @@ def _show(
         table.add_row(name, *cells)
     console.print(table)
     for note in notes:
-        console.print(f"- {note}")
+        console.print(f"- {escape(printable(note))}")
     lines = ["| |" + "|".join(columns) + "|", "|---|" + "---:|" * len(columns)]
     lines += [f"|{name}|" + "|".join(f"{value:.3f}" for value in values) + "|" for name, values in rows]
     markdown = "\n".join([*lines, "", *(f"- {note}" for note in notes)]) + "\n"

@@ -48,7 +48,7 @@ _INSIDE = {
 _UNFINISHED_SUFFIXES = frozenset(
     {".part", ".partial", ".crdownload", ".opdownload", ".filepart", ".!ut", ".!qb", ".!sync", ".bc!", ".aria2", ".tmp"}
 )
-_UNFINISHED_PREFIXES = ("~syncthing~", ".syncthing.", ".goutputstream-", ".tmp.", ".~tmp~")
+_UNFINISHED_PREFIXES = ("~syncthing~", ".syncthing.", ".goutputstream-", ".tmp.", ".~tmp~", ".nfs0", ".fuse_hidden")
 _RSYNC = re.compile(r"\.(.+)\.\w{6}")
 APPLE_DOUBLE = "._"
 """Resource forks carry the image's own suffix."""

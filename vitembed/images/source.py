@@ -57,6 +57,8 @@ class FileEntry(NamedTuple):
     device: int = 0
     inode: int = 0
     """0: not known. The same file reached in two ways has the same device and inode."""
+    ctime_ns: int = 0
+    """When the file or one of its names last changed, where the system says so; no program can set it back."""
 
 
 @dataclass(frozen=True)
@@ -105,8 +107,14 @@ def stat_facts(status: os.stat_result) -> tuple[int, int]:
 
 
 def absolute_path(path: str | os.PathLike[str]) -> str:
-    """The path from the root, links kept; ``..`` behind a link leads where the system would go."""
+    """Give the path from the root, links kept; ``..`` behind a link leads where the system would go.
+
+    Raises:
+        DataError: If it is empty, as from a shell variable that is not set: that must not mean the current folder.
+    """
     text = os.fsdecode(path)
+    if not text:
+        raise DataError("got an empty path (a shell variable that is not set?): name a file or folder, or . for here")
     if ".." in text.replace(os.altsep or os.sep, os.sep).split(os.sep):
         real = os.path.realpath(text)
         if real != os.path.realpath(os.path.abspath(text)):
@@ -218,7 +226,7 @@ class _Found:
 
     def add(self, path: str, status: os.stat_result) -> None:
         if stat.S_ISREG(status.st_mode):
-            self.files[path] = FileEntry(path, *stat_facts(status), status.st_dev, status.st_ino)
+            self.files[path] = FileEntry(path, *stat_facts(status), status.st_dev, status.st_ino, status.st_ctime_ns)
 
     def roots(self) -> dict[str, bool]:
         """Folders among the inputs and mount points below them, and which of them are mount points."""
@@ -232,12 +240,15 @@ class _Found:
 
 
 _NO_SUCH = "no such file or folder"
+_NUM_NAMED = 5
 
 
 def missing_error(missing: Sequence[BadImage]) -> DataError:
-    """The error for the first of inputs that are missing."""
-    error = missing[0]
-    return DataError(f"{_NO_SUCH}: {printable(error.path)}" if error.reason == _NO_SUCH else str(error))
+    """Name the inputs that are missing, each once."""
+    absent = list(dict.fromkeys(printable(error.path) for error in missing if error.reason == _NO_SUCH))
+    more = f" and {len(absent) - _NUM_NAMED:,} more" if len(absent) > _NUM_NAMED else ""
+    parts = [f"{_NO_SUCH}: {', '.join(absent[:_NUM_NAMED])}{more}"] if absent else []
+    return DataError("; ".join([*parts, *(str(error) for error in missing if error.reason != _NO_SUCH)]))
 
 
 def is_mount(path: str) -> bool:
@@ -278,12 +289,15 @@ def _find_listed(found: _Found, name: str, follow_symlinks: bool) -> list[str]:
     """Look at what a list names; what is not there is bad, with a hint where it lies beside the list."""
     listed, num_missing = list[str](), len(found.missing)
     for line in read_path_list(name):
-        path = absolute_path(line)
+        try:
+            path = absolute_path(line)
+        except ValueError:  # a NUL in it
+            path = os.path.abspath(line)
         listed.append(path)
         try:
             _add_named(found, path, os.stat(path), follow_symlinks)
         except (OSError, ValueError) as error:
-            reason = explain_os_error(error)
+            reason = "a path holds no null byte" if "\0" in line else explain_os_error(error)
             beside = os.path.join(os.path.dirname(os.path.abspath(name)), line)
             if not os.path.isabs(line) and os.path.lexists(beside):
                 reason += (
@@ -306,11 +320,15 @@ def _add_named(found: _Found, path: str, status: os.stat_result, follow_symlinks
     return stat.S_ISREG(status.st_mode)
 
 
-def read_path_list(name: str | os.PathLike[str]) -> list[str]:
-    """The paths in a list, as they stand there: relative ones count from the current folder, as for every other tool.
+def read_path_list(name: str | os.PathLike[str], *, what: str = "list of images @") -> list[str]:
+    """Read the paths in a list; relative ones count from the current folder, as for every other tool.
 
-    One path a line, or each ended by a NUL (``find -print0``). In lines, blank ones and those that start with ``#``
-    are passed over. UTF-16 with its mark, as some Windows programs write it, is read too.
+    One path a line, or each ended by a NUL (``find -print0``). In lines, blank ones and comments are left out: those
+    that start with ``#`` and name no file. UTF-8 and UTF-16 with a byte order mark, and CRLF, are read too.
+
+    Args:
+        name: Its file.
+        what: Comes before the name in a message.
 
     Raises:
         DataError: If the list cannot be read, or is no text.
@@ -319,11 +337,11 @@ def read_path_list(name: str | os.PathLike[str]) -> list[str]:
         with open(os.path.abspath(os.fspath(name)), "rb") as file:
             data = file.read()
     except (OSError, ValueError) as error:
-        raise DataError(f"list of images @{printable(name)}: {explain_os_error(error)}") from error
+        raise DataError(f"{what}{printable(name)}: {explain_os_error(error)}") from error
     try:
         return split_path_list(data)
     except ValueError as error:
-        raise DataError(f"@{printable(name)} is not a list of paths: {error}") from error
+        raise DataError(f"{what}{printable(name)}: not a list of paths: {error}") from error
 
 
 def split_path_list(data: bytes) -> list[str]:
@@ -337,12 +355,13 @@ def split_path_list(data: bytes) -> list[str]:
             if "\0" not in (text := data.decode("utf-16")):
                 data = os.fsencode(text)
     data = data.removeprefix(b"\xef\xbb\xbf")
-    if b"\0" in data:
+    # One stray NUL in a list of lines is the mistake of its line.
+    if data.endswith(b"\0") or data.count(b"\0") > data.count(b"\n"):
         names = [name for name in data.split(b"\0") if name]
     else:
         # A name may end in spaces, so only the line end goes.
         lines = (line.removesuffix(b"\r") for line in data.split(b"\n"))
-        names = [line for line in lines if line.strip() and not line.lstrip().startswith(b"#")]
+        names = [line for line in lines if line.strip() and (line.lstrip()[:1] != b"#" or os.path.lexists(line))]
     is_binary = format_of(data[:HEAD_BYTES]) is not None or not data.strip(b"\0")
     if data and (is_binary or any(len(name) > _LONGEST_NAME for name in names)):
         raise ValueError("it must be text, one path per line, or paths that end in NUL each")

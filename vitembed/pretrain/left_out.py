@@ -5,16 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 
-from vitembed.errors import BadImage, DataError
+from vitembed.errors import BadImage, DataError, counted
 from vitembed.images.ignored import passed_over_lines
 from vitembed.images.source import ImageListing
 
 _NUM_NAMED = 3
-
-
-def counted(number: int, what: str) -> str:
-    """``1 image``, ``2 images``."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def left_out(listing: ImageListing) -> str:

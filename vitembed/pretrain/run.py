@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitembed.atomic import make_folders
 from vitembed.config import PretrainConfig, to_dict
-from vitembed.errors import BadImage, ConfigError, DataError
+from vitembed.errors import BadImage, ConfigError, DataError, counted
 from vitembed.images.ignored import log_passed_over
 from vitembed.images.preprocess import Preprocess
 from vitembed.images.source import ImageListing, ImageRef, find_images
@@ -38,7 +38,7 @@ from vitembed.pretrain.keep.run_folder import (
     sweep,
     write_state,
 )
-from vitembed.pretrain.left_out import counted, left_out
+from vitembed.pretrain.left_out import left_out
 from vitembed.pretrain.many.follow import train_by_plan
 from vitembed.pretrain.many.processes import Follower, Process, Share, Team, current_process, num_processes, team_of
 from vitembed.pretrain.onward.parent import continued_config, read_parent, refuse_own_place, refuse_without_parent

@@ -220,7 +220,7 @@ def test_files_that_have_changed_since_are_left_out(library, draw):
     draw(str(root / "twin 1.png"), 50)
     found = find_duplicates(collection, threshold=0.999)
     assert not any("twin" in other.image.path for group in found.groups for other in group.others)
-    assert found.notes[0].startswith("1 images have changed or gone")
+    assert found.notes[0].startswith("1 image left out, changed or gone")
 
 
 @pytest.fixture
@@ -254,7 +254,7 @@ def test_names_of_one_file_are_no_copies(files, draw, options, tmp_path):
     (tmp_path / "again").symlink_to(folder)
     found = find(str(tmp_path / "again"), **options)
     assert (found.groups, found.num_extra, found.extra_bytes, found.num_images) == ([], 0, 0, 2)
-    assert found.notes[0].startswith("6 names are links to files that have another name here")
+    assert found.notes[0].startswith("6 other names of the same files")
 
     shutil.copy(folder / "m.png", folder / "n.png")
     os.utime(folder / "n.png", (1e9, 1e9))
@@ -361,7 +361,7 @@ def test_images_alike_in_the_middle_alone_are_no_copies(tmp_path, make, size):
     }  # fmt: skip
     assert len(found.look_alikes) == 2
     assert "middle.png" in [os.path.basename(path) for pair in found.look_alikes for path in pair.paths]
-    assert any("differ beside it: no copies" in line for line in found.notes)
+    assert any("alike only in the middle" in line for line in found.notes)
     assert len(found.to_dict()["look_alikes"]) == 2
 
 
@@ -369,4 +369,4 @@ def test_what_cannot_be_looked_at_is_said(make_vectors):
     with make_vectors(circle(0, 1)) as collection:
         found = find_duplicates(collection)
     assert found.num_extra == 1
-    assert "1 pairs could not be compared as whole images" in found.notes[0]
+    assert "1 pair compared by vectors alone" in found.notes[0]

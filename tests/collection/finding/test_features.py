@@ -13,7 +13,6 @@ import pytest
 from PIL import Image
 
 from vitembed.collection.collection import Collection
-from vitembed.collection.finding import batch
 from vitembed.collection.finding.background import BACKGROUND_FILE, NUM_BINS, Background
 from vitembed.collection.finding.batch import Failed, queries_in, read_queries, search_batch
 from vitembed.collection.finding.crop import Crop
@@ -71,7 +70,7 @@ def test_weights(vectors, stored):
     assert [hit.path for hit in result.hits] == [f"v{row:03}" for row in order]
     np.testing.assert_allclose([hit.score for hit in result.hits], scores[order], atol=1e-5)
     for weights in ([1.0], [1.0, 2.0, 3.0]):
-        with pytest.raises(DataError, match="weights for 2 queries: expected one each"):
+        with pytest.raises(DataError, match="for 2 queries: expected one each"):
             search(vectors, ["v005", "v007"], never, weights=weights)
     for weights in ([1.0, 0.0], [1.0, -1.0], [float("nan"), 1.0]):
         with pytest.raises(DataError, match="expected numbers above 0"):
@@ -229,14 +228,16 @@ def test_lines_of_a_batch(tmp_path):
         list(read_queries(str(tmp_path / "nowhere.txt")))
 
 
-def test_a_batch_may_have_nuls_between(monkeypatch):
-    monkeypatch.setattr(batch, "_BLOCK_BYTES", 7)
+def test_a_batch_may_have_nuls_between():
     names = [b"a.png", b"two\nlines.png", b"ends in\r", b"\xff.png"]
     for given in (b"\0".join(names) + b"\0", b"\0".join(names), b"\0" + b"\0\0".join(names)):
         assert list(queries_in(io.BytesIO(given))) == [os.fsdecode(name) for name in names]
     assert list(queries_in(io.BytesIO(b"one name only\0"))) == ["one name only"]
     assert list(queries_in(io.BytesIO(b"a\nb"))) == ["a", "b"]
     assert list(queries_in(io.BytesIO(b""))) == []
+    assert queries_in(io.BytesIO("a.png\r\n# comment\r\nb.png\r\n".encode("utf-16"))) == ["a.png", "b.png"]
+    with pytest.raises(DataError, match="stdin is not a list of queries"):
+        queries_in(io.BytesIO(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"))
 
 
 def test_a_bad_line_is_that_lines_error(vectors, tmp_path):

@@ -65,7 +65,7 @@ def test_samples_filters_and_mistakes(three_kinds, monkeypatch):
     found = make_map(three_kinds, max_points=50, where="folder in (a, b)")
     assert (len(found.paths), found.num_images) == (50, 200)
     assert not any("/c/" in path for path in found.paths)
-    with pytest.raises(DataError, match="2 images to lay out: a map needs three"):
+    with pytest.raises(DataError, match="2 images to lay out: a map needs at least 3"):
         make_map(three_kinds, where="name in (000.jpg, 001.jpg)")
     monkeypatch.setitem(sys.modules, "umap", None)
     with pytest.raises(ConfigError, match=r"pip install 'vitembed\[map\]'"):
@@ -107,7 +107,7 @@ def test_each_point_shows_its_own_image(coloured):
     notes = write_map(file, found)
     data = read(file.read_text())
     atlases = [Image.open(io.BytesIO(base64.b64decode(text.split(",")[1]))) for text in data["atlases"]]
-    assert notes == ["1 images have no picture: their file is missing or cannot be read"]
+    assert notes == ["1 image without a picture: the file is missing or cannot be read"]
     assert [path.endswith(f"{row:02}.png") for row, path in enumerate(data["paths"])] == [True] * 30
     for row, cell in enumerate(data["cells"]):
         if row == 7:

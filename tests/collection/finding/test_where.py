@@ -307,6 +307,8 @@ def test_days_are_those_of_the_local_clock(monkeypatch):
 def test_times_beyond_what_sqlite_counts():
     times = [-(2**63) + 1, -(10**18), 0, 10**18, 2**63 - 1]
     assert moments("mtime < 2300", times) == times[:4]
+    assert moments("mtime <= 9999-12-31", times) == times[:4]  # as of any year that is not counted
+    assert (moments("mtime > 9999", times), moments("mtime = 9999", times)) == (times[4:], [])
     assert moments("mtime > 1500", times) == moments("mtime > -99999w", times) == times
     assert moments("mtime > 2300 or mtime < 1500", times) == times[4:]
 

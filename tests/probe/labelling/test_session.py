@@ -213,7 +213,7 @@ def test_columns_of_others_and_labels_of_other_images_are_kept(tmp_path):
     file.write_text("Path,label,split\n/img/3.png,a,train\n/elsewhere/x.png,b,test\n")
     session = vitembed.LabelSession(found, ["a", "b", "c"], labels_file=file)
     assert session.chosen(3) == "given"
-    assert session.notes == ["1 labels are of images that are not here: kept, not learned from"]
+    assert session.notes == ["1 label of images that are not here: kept, not learned from"]
     assert session.num_labelled == 1
     run(session, labels, 9)
     rows = list(csv.DictReader(file.open()))

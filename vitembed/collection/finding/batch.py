@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -20,9 +19,9 @@ from vitembed.collection.search import SearchResult, check_limits
 from vitembed.embeddings import unit_rows
 from vitembed.errors import BadImage, DataError, printable
 from vitembed.images.formats import explain_os_error
+from vitembed.images.source import read_path_list, split_path_list
 
 QUERIES_AT_ONCE = 256
-_BLOCK_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -33,40 +32,25 @@ class Failed:
     problem: str
 
 
-def read_queries(file: str) -> Iterator[str]:
-    """The lines of a text file, as ``queries_in`` gives them.
+def read_queries(file: str) -> list[str]:
+    """Read a list of queries, by the rules of ``read_path_list``.
 
     Raises:
-        DataError: If it cannot be read.
+        DataError: If it cannot be read, or is no list.
+    """
+    return read_path_list(file, what="list of queries ")
+
+
+def queries_in(file: io.BufferedIOBase) -> list[str]:
+    """Read a list of queries from a stream, by the same rules.
+
+    Raises:
+        DataError: If it is no list.
     """
     try:
-        with open(file, "rb") as lines:
-            yield from queries_in(lines)
-    except (OSError, ValueError) as error:
-        raise DataError(f"list of queries {printable(file)}: {explain_os_error(error)}") from error
-
-
-def queries_in(file: io.BufferedIOBase) -> Iterator[str]:
-    """Queries in bytes, one a line, or each with a NUL behind it as ``find -print0`` writes them; blank ones left out.
-
-    Relative paths count from the current folder.
-    """
-    held = b""
-    while not (b"\0" in held or b"\n" in held) and (more := file.read1(_BLOCK_BYTES)):
-        held += more
-    held = held.removeprefix(b"\xef\xbb\xbf")
-    # One stray NUL in a list of lines is that line's mistake.
-    mark = b"\0" if held.count(b"\0") > held.count(b"\n") else b"\n"
-    while True:
-        *whole, held = held.split(mark)
-        more = file.read1(_BLOCK_BYTES)
-        for raw in whole if more else [*whole, held]:
-            query = raw.removesuffix(b"\r") if mark == b"\n" else raw
-            if query.strip():
-                yield os.fsdecode(query)
-        if not more:
-            return
-        held += more
+        return split_path_list(file.read())
+    except ValueError as error:
+        raise DataError(f"stdin is not a list of queries: {error}") from error
 
 
 def search_batch(

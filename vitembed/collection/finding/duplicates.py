@@ -25,7 +25,7 @@ from vitembed.collection.finding.facts import ImageFacts
 from vitembed.collection.finding.whole_image import are_alike, is_long, whole_image
 from vitembed.collection.same_file import link_rank
 from vitembed.collection.search import common_threshold
-from vitembed.errors import DataError
+from vitembed.errors import DataError, counted
 from vitembed.images.source import stat_facts
 
 DUPLICATE_THRESHOLD = 0.98
@@ -159,7 +159,9 @@ class Duplicates:
             rows.append(SheetRow(keep, [*others, *links]))
         left = len(self.groups) - len(rows)
         rule = "same bytes" if self.threshold is None else f"cosine of {self.threshold:g} or more with the one to keep"
-        note = f"{len(self.groups):,} groups, {self.num_extra:,} images besides those to keep ({rule})"
+        note = (
+            f"{counted(len(self.groups), 'group')}, {counted(self.num_extra, 'image')} besides those to keep ({rule})"
+        )
         write_sheet(path, "Duplicates", rows, "; ".join([note, *self.notes, *([f"{left:,} more"] if left else [])]))
 
 
@@ -198,19 +200,18 @@ def find_duplicates(
     groups = work.make()
     notes = []
     if work.num_stale:
-        notes.append(
-            f"{work.num_stale:,} images have changed or gone since they were indexed and are left out: index again"
-        )
+        notes.append(f"{counted(work.num_stale, 'image')} left out, changed or gone since the last index: index again")
     if work.num_links:
-        notes.append(f"{work.num_links:,} names are links to files that have another name here: not counted as images")
+        notes.append(f"{counted(work.num_links, 'other name')} of the same files (links): not counted as images")
     if work.look_alikes:
         notes.append(
-            f"{len(work.look_alikes):,} pairs are alike in the middle that the encoder sees and differ beside it: no "
+            f"{counted(len(work.look_alikes), 'pair')} alike only in the middle, which is what the encoder sees: no "
             "copies, not counted (--json lists them)"
         )
     if work.num_unseen:
         notes.append(
-            f"{work.num_unseen:,} pairs could not be compared as whole images, as there are no files: by vectors alone"
+            f"{counted(work.num_unseen, 'pair')} compared by vectors alone: there are no files to compare as "
+            "whole images"
         )
     if not exact_only and (warning := common_threshold(collection.background(), threshold)):
         notes.append(warning)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from vitembed.collection.collection import Collection
-from vitembed.errors import ConfigError, DataError
+from vitembed.errors import ConfigError, DataError, counted
 
 Method = Literal["pca", "umap"]
 MAX_CLUSTERS = 20
@@ -81,7 +81,7 @@ def make_map(
         raise DataError(f"max_points is {max_points}, expected at least 3")
     paths, vectors, num_images = _vectors(collection, where, max_points, seed)
     if len(paths) < 3:
-        raise DataError(f"{len(paths)} images to lay out: a map needs three at least")
+        raise DataError(f"{counted(len(paths), 'image')} to lay out: a map needs at least 3")
     wanted = num_clusters or min(MAX_CLUSTERS, max(3, len(paths) // 8))
     labels, centres = _cluster(vectors, min(wanted, len(paths)), seed)
     kept = None

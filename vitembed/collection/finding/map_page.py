@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from vitembed.collection.finding.map2d import ImageMap
-from vitembed.errors import BadImage, printable
+from vitembed.errors import BadImage, counted, printable
 from vitembed.images.loader import default_workers
 from vitembed.outputs import GENERATOR, PAGE, check_output, write_output
 from vitembed.page.picture import thumbnail
@@ -62,7 +62,7 @@ def write_map(
     if len(pictured) < len(image_map.paths):
         notes.append(f"pictures for {len(pictured):,} of {len(image_map.paths):,} points, to keep the file small")
     if num_unreadable:
-        notes.append(f"{num_unreadable:,} images have no picture: their file is missing or cannot be read")
+        notes.append(f"{counted(num_unreadable, 'image')} without a picture: the file is missing or cannot be read")
     data = {
         "points": [[round(float(x), 4), round(float(y), 4)] for x, y in image_map.points],
         "labels": image_map.labels.tolist(),
@@ -156,7 +156,9 @@ def _summary(image_map: ImageMap, notes: list[str]) -> str:
         how = f"PCA: the plane shows {100 * image_map.kept_variance:.0f} % of the variance"
     else:
         how = "UMAP: neighbours are kept, distances mean little"
-    return "; ".join([f"{image_map.num_images:,} images in {len(image_map.clusters)} clusters by k-means", how, *notes])
+    return "; ".join(
+        [f"{image_map.num_images:,} images in {counted(len(image_map.clusters), 'cluster')} by k-means", how, *notes]
+    )
 
 
 def _page(data: dict[str, object], summary: str) -> str:

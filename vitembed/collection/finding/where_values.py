@@ -60,6 +60,8 @@ def parse_time(text: str, now: float) -> TimeSpan:
     year, month, day, hour, minute, second = (None if part is None else int(part) for part in match.groups())
     try:
         start = datetime(year or 0, month or 1, day or 1, hour or 0, minute or 0, second or 0)
+        if start.year == datetime.max.year:  # beyond what is counted, and its end is beyond what Python counts
+            return TimeSpan(MAX_TIME, MAX_TIME)
         if hour is not None:
             end = start.timestamp() + (60 if second is None else 1)
         elif day is not None:

@@ -15,7 +15,7 @@ from typing import Any
 from vitembed import __version__
 from vitembed.atomic import atomic_path, fsync_directory, recover_folder
 from vitembed.config import FinetuneConfig, PretrainConfig, to_dict
-from vitembed.errors import ConfigError, DamagedFile, TrainingError, printable
+from vitembed.errors import ConfigError, DamagedFile, TrainingError, counted, printable
 from vitembed.images.source import ImageRef
 from vitembed.model.folder import MODEL_FILES
 from vitembed.model.kept import free_name, kept_name
@@ -29,7 +29,6 @@ from vitembed.pretrain.keep.image_list import (
     read_image_list,
     write_image_list,
 )
-from vitembed.pretrain.left_out import counted
 from vitembed.recipes import differences, flat
 from vitembed.seal import read_document
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from vitembed.errors import counted
 from vitembed.probe.evaluation.abstain import MIN_ANSWERS, AbstainRule, calibrate
 from vitembed.probe.evaluation.label_errors import out_of_fold
 from vitembed.probe.evaluation.wilson import wilson_interval
@@ -65,7 +66,7 @@ class ExpectedAccuracy:
             low, high = self.ci95
             found = [
                 f"expected accuracy: {_percent(self.accuracy)} (95 % interval {_percent(low)} to {_percent(high)}), "
-                f"by {self.num_random} images drawn at random"
+                f"by {counted(self.num_random, 'image')} drawn at random"
             ]
         if self.abstain is not None:
             target = f"{100 * self.abstain.target_precision:g} %"

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 
 from vitembed.config.ranges import SEED, check_numbers
 from vitembed.embeddings import Embeddings, plain_array
-from vitembed.errors import DataError, printable
+from vitembed.errors import DataError, counted, printable
 from vitembed.probe.labelling.choosing import margin_uncertainty, typical, unsure_and_different
 from vitembed.probe.labelling.class_names import agreed_classes, checked_classes, class_named
 from vitembed.probe.labelling.estimate import ExpectedAccuracy, expect
@@ -79,7 +79,7 @@ class LabelSession:
         """What a person should know about how the session began, one line each."""
         self._row = {name: row for row, name in enumerate(self.ids)}
         if len(self._row) < len(self.ids):
-            raise DataError(f"{len(self.ids) - len(self._row)} ids occur more than once")
+            raise DataError(f"the ids repeat: {len(self.ids):,} ids, {len(self._row):,} different ones")
         self._file = LabelsFile(None if labels_file is None else Path(labels_file), self._row)
         names = classes.split(",") if isinstance(classes, str) else classes
         self._file.classes, self.notes = agreed_classes(
@@ -103,7 +103,7 @@ class LabelSession:
         self._learn([*self._labelled_rows().tolist(), *self._unsure_rows()])
         outside = sum(name not in self._row for name in self._file.answers)
         if outside:
-            self.notes.append(f"{outside:,} labels are of images that are not here: kept, not learned from")
+            self.notes.append(f"{counted(outside, 'label')} of images that are not here: kept, not learned from")
 
     @property
     def classes(self) -> list[str]:
@@ -156,7 +156,7 @@ class LabelSession:
             DataError: If ``num`` < 1.
         """
         if num < 1:
-            raise DataError(f"{num} images to ask about: expected 1 or more")
+            raise DataError(f"num is {num}, expected 1 or more images to ask about")
         rng = np.random.default_rng([self.seed, len(self._file.answers), num])
         available = self._free()
         if not available.any():

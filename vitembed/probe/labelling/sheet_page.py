@@ -15,7 +15,7 @@ from importlib.resources import files
 import numpy as np
 
 from vitembed.csv_text import csv_bytes
-from vitembed.errors import BadImage, printable
+from vitembed.errors import BadImage, counted, printable
 from vitembed.outputs import GENERATOR, PAGE, check_output, write_output
 from vitembed.page.picture import jpeg_uri, thumbnail
 from vitembed.page.safe_text import safe
@@ -91,7 +91,7 @@ def _page(data: dict[str, object], num: int) -> str:
     # No "<" may stand in the data, lest a file name closes the element.
     text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-    title = f"{num} images to label"
+    title = f"{counted(num, 'image')} to label"
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f"{GENERATOR}\n"
