@@ -27,8 +27,8 @@ def check_model_folder(directory: str | os.PathLike[str]) -> None:
     if place.is_dir():
         if any(place.iterdir()) and not is_model_folder(place):
             raise ModelError(
-                f"{name} holds other files and no {CONFIG_FILE} of a vitembed model: it is not replaced; choose "
-                "another place, or move it away"
+                f"{name} holds files, and its {CONFIG_FILE} is not that of a vitembed model (absent or damaged): it is "
+                "not replaced; move it away, or choose another place"
             )
         if place.is_mount():
             raise ModelError(f"{name} is a mount point, which no model can replace: choose a folder inside it")
