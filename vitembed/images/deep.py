@@ -16,6 +16,8 @@ import numpy.typing as npt
 from PIL import ImageFile
 from PIL.Image import Image as PILImage
 
+from vitembed.images.loaded import GUESSED_DEPTH
+
 LIKELY_BITS = (8, 12, 14, 16)
 """Depths that values are taken for. Not 10: a dim 12-bit image must not be as bright as a bright one of its folder."""
 UNUSED = "less than a quarter of the range in use, nearly black (see data.depth, --depth)"
@@ -63,10 +65,13 @@ def to_8_bits(deep: Deep, depth: str) -> tuple[npt.NDArray[np.uint8], tuple[str,
         pixels = _between(values, *_ends(values, depth))
     elif _is_counted(values):
         largest = int(values.max())
-        white = (1 << _bits(largest, deep.bits, depth)) - 1
+        bits = _bits(largest, deep.bits, depth)
+        white = (1 << bits) - 1
         pixels = _between(values, 0.0, float(white))
+        if depth == "auto" and bits != deep.bits:
+            notes = (f"{GUESSED_DEPTH} {bits} bits",)
         if largest * 4 <= white and largest:
-            notes = (UNUSED,)
+            notes = (*notes, UNUSED)
     else:
         pixels = stretched(values)
     return 255 - pixels if deep.negative else pixels, notes

@@ -24,8 +24,14 @@ class Loaded(NamedTuple):
     """What is odd about the file, in a few words each; its pixels are good."""
 
 
+GUESSED_DEPTH = "depth not stated in the file, images differ in it (name the camera's: data.depth, --depth); taken for"
+"""Begins the note of an image whose depth was guessed from its values."""
+
+
 def note_lines(notes: Iterable[tuple[str, str]]) -> list[str]:
     """One line for each kind of oddity: how many images, what, and the first names.
+
+    Which depth was guessed is said only where it is not the same for all: then equal greys may be unequal values.
 
     Args:
         notes: Path and words.
@@ -33,6 +39,9 @@ def note_lines(notes: Iterable[tuple[str, str]]) -> list[str]:
     paths: dict[str, list[str]] = {}
     for path, words in notes:
         paths.setdefault(words, []).append(path)
+    guesses = [words for words in paths if words.startswith(GUESSED_DEPTH)]
+    if len(guesses) == 1:
+        del paths[guesses[0]]
     lines = []
     for words, found in paths.items():
         names = ", ".join(printable(os.path.basename(path)) for path in found[:_NAMES_SHOWN])  # noqa: PTH119
