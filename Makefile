@@ -16,12 +16,13 @@ BENCHMARKS := $(filter-out benchmarks/pack_%.py,$(wildcard benchmarks/*.py))
 # On a developer's machine `make check` mends the format, in CI it only looks.
 FORMAT_FLAGS := $(if $(CI),--check,)
 
-.PHONY: help setup demo test check lint bench docs clean
+.PHONY: help setup demo test test-slow check lint bench docs clean
 
 help:
 	@echo "make setup   virtual environment in $(VENV) with everything in it"
 	@echo "make demo    the whole way on real data, results in demo-out/"
-	@echo "make test    all tests"
+	@echo "make test    all tests but the slow ones"
+	@echo "make test-slow  kills, faults and sweeps: the rest of the tests"
 	@echo "make check   format, lint, types, tests"
 	@echo "make lint    format, lint, types"
 	@echo "make bench   speed and quality beside the peers"
@@ -41,7 +42,10 @@ demo: $(STAMP)
 	$(BIN)/vitembed demo --out demo-out
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n $(JOBS)
+	$(BIN)/python -m pytest -n $(JOBS) -m "not slow"
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -n $(JOBS) -m slow
 
 lint: $(STAMP)
 	$(BIN)/ruff format $(FORMAT_FLAGS) .

@@ -165,7 +165,7 @@ def test_only_channels_that_are_read_need_be_there(put, extra):
         assert decoded_or_reason(ref) == "truncated"
     else:
         np.testing.assert_array_equal(decode(ref), decode(put(whole, "whole")))
-        assert decode_image(ref).notes == ("only the first of 2 channels is read",)
+        assert "only the first of 2 channels is read" in decode_image(ref).notes
 
 
 @pytest.mark.parametrize("dtype", ["i1", "i2", "i4", "u4", "f4"])

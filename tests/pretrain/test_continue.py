@@ -178,6 +178,7 @@ vitembed.pretrain(sys.argv[1], model=sys.argv[3], overrides=sys.argv[4:], progre
 """
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_it_goes_on_to_the_same_bits(folder, tmp_path, parent_dir):
     settings = ["optim.max_steps=50", "adapt.mode=lora", "model.drop_path_rate=0.2", "adapt.num_checks=5"]
     settings += ["optim.export_ema=0.9", "trainer.save_every_minutes=0.0005"]

@@ -200,6 +200,7 @@ def test_classify_says_what_the_trained_classifier_says(folder, learned):
     assert right > learned.report["finetuned"]["accuracy"] - 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked children")
 def test_a_killed_run_ends_in_the_same_bits(folder, model, whole, tmp_path):
     chance = random.Random(5)

@@ -92,6 +92,7 @@ def test_weights_in_parts_learn_what_whole_ones_do(train, sharded, tmp_path):
         np.testing.assert_allclose(moments[key]["exp_avg"].numpy(), expected_moment, atol=near, err_msg=str(key))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("goes_on_with", ["fsdp", "ddp"])
 def test_killed_it_goes_on(goes_on_with, train, sharded, tmp_path):
     train(tmp_path, "fsdp", kill_after=4)

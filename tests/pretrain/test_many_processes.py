@@ -129,6 +129,7 @@ def test_two_processes_leave_one_model_and_no_trace_of_themselves(whole):
     assert facts["num_steps"] == STEPS
 
 
+@pytest.mark.slow
 def test_a_signal_to_any_process_stops_all_and_a_killed_one_is_told(folder, whole, tmp_path, workers):
     work = tmp_path / "work"
 
@@ -167,6 +168,7 @@ def test_a_loss_that_is_no_number_stops_all_and_each_keeps_its_batch(folder, tmp
     assert facts[0]["step"] == facts[1]["step"]
 
 
+@pytest.mark.slow
 def test_where_the_first_process_is_killed_the_others_end_and_the_same_command_goes_on(folder, whole, tmp_path):
     work = tmp_path / "work"
     command = [sys.executable, "-c", SCRIPT, str(folder), str(work), *SETTINGS, "trainer.devices=2"]

@@ -139,6 +139,7 @@ def break_at(monkeypatch, step):
     monkeypatch.setattr(RunLog, "write", writing)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [12, 17])
 def test_a_resumed_run_finds_the_same_best_and_tells_the_whole_story(folder, tmp_path, monkeypatch, step):
     settings = ["monitor.export=best", "optim.base_lr=0.02"]

@@ -132,7 +132,10 @@ def interrupted(folder, tmp_path, settings, number):
     return process.communicate(timeout=120)[0], process.returncode
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number",
+    [*(pytest.param(each, marks=pytest.mark.slow) for each in (signal.SIGINT, signal.SIGTERM)), signal.SIGKILL],
+)
 def test_an_interrupted_run_goes_on_to_the_same_bits(folder, tmp_path, number):
     # Long enough to be still running when the signal comes; a save at every step, for SIGKILL.
     settings = [*TINY, "optim.max_steps=150", "trainer.save_every_minutes=0.0005", "model.drop_path_rate=0.2"]

@@ -70,7 +70,7 @@ BATCH_SIZE = _count(1, 1 << 20)
 
 _OPTIM = {
     "batch_size": BATCH_SIZE,
-    "base_lr": _positive(1e3),
+    "base_lr": _positive(1e30),
     "min_lr_ratio": _SHARE,
     "weight_decay": Range(0, 1e3),
     "betas": _BELOW_ONE,

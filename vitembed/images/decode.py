@@ -272,6 +272,8 @@ def _decode_tiff(file: Stream, ref: ImageRef, options: DecodeOptions) -> Decoded
             if rawmode is not None:  # Pillow turns it while loading
                 return _from_deep(wide_pixels(rawmode, opened), 1, options)
             image.load()
+        except ValueError as error:  # samples that Pillow cannot unpack
+            return _by_tifffile(file, ref, options, error)
         except OSError as error:  # libtiff refuses a whole directory for one odd tag
             if getattr(image, "tag_v2", {}).get(_COMPRESSION, 1) not in _VERIFIED:
                 raise

@@ -77,6 +77,7 @@ def telling(steps):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["build", "extend", "remove"])
 def test_the_process_ends_anywhere(name, small, tmp_path, tools, in_child):
     steps = []

@@ -87,6 +87,7 @@ def undisturbed(prepare, act):
     return steps, [*states, {}, final], final
 
 
+@pytest.mark.slow
 def test_the_process_ends_anywhere(case, tools):
     name, prepare, act = case
     steps, states, final = undisturbed(prepare, act)
