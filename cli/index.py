@@ -40,7 +40,7 @@ def index(
         bool,
         typer.Option(
             "--rebuild",
-            help="Make the index anew, as after training a new model; the old one stays until the new one is whole.",
+            help="Build the index again, as after training a new model; the old one is kept until the new one is complete.",
         ),
     ] = False,
     float32: Annotated[

@@ -207,9 +207,8 @@ class Nearest:
         for score, path, row in found:
             if link_rank(path):
                 own = self._catalog.find(os.path.realpath(path))
-                if own is None or own.status != "ok" or identity_of(own.path) != identity_of(path):
-                    pass  # a link to a file that is not in the collection
-                elif own.id in only if only is not None else own.id not in excluded:
+                is_own = own is not None and own.status == "ok" and identity_of(own.path) == identity_of(path)
+                if own is not None and is_own and (own.id in only if only is not None else own.id not in excluded):
                     path, row = own.path, own.id
             named.append((score, path, row))
         return sorted(named)
