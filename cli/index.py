@@ -40,7 +40,7 @@ def index(
         bool,
         typer.Option(
             "--rebuild",
-            help="Build the index again, as after training a new model; the old one is kept until the new one is complete.",
+            help="Build the index again, as after training a new model; the old one stays until the new one is done.",
         ),
     ] = False,
     float32: Annotated[
